@@ -1,0 +1,23 @@
+"""The application database: its schema, the queries that map it, an embedded server, sample data."""
+
+from usage_pipeline.app_db.connection import (
+    connect,
+    create_schema,
+    database_error,
+    redact,
+)
+from usage_pipeline.app_db.server import (
+    app_database_url,
+    dagster_database_url,
+    publish_database_url,
+)
+
+__all__ = [
+    "app_database_url",
+    "connect",
+    "create_schema",
+    "dagster_database_url",
+    "database_error",
+    "publish_database_url",
+    "redact",
+]

@@ -1,0 +1,98 @@
+"""Connections to Postgres, and its errors put into words. No knowledge of what is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from urllib.parse import urlsplit
+
+import psycopg2
+from psycopg2 import errorcodes
+from psycopg2.extensions import connection as Connection
+
+from usage_pipeline.errors import UsagePipelineError
+
+CONNECT_TIMEOUT_SECONDS = 10
+
+
+def redact(text: str) -> str:
+    """The text without passwords of the URLs and connection strings in it."""
+    text = re.sub(r"(postgres(?:ql)?://[^:/@\s]*:)[^@\s]*@", r"\1***@", text)
+    return re.sub(r"(password\s*=\s*)('[^']*'|\S+)", r"\1***", text, flags=re.IGNORECASE)
+
+
+def where(url: str) -> str:
+    """Host and database of a URL, for messages; never user or password."""
+    parts = urlsplit(url)
+    return f"{parts.hostname or 'the local socket'}{parts.path}"
+
+
+@contextmanager
+def connect(url: str, variable: str = "USAGE_APP_DATABASE_URL") -> Iterator[Connection]:
+    """A connection in one transaction: committed when the block ends, rolled back on an error.
+
+    Args:
+        url: a libpq URL; Unix sockets included.
+        variable: the setting to name when the database cannot be reached.
+
+    Raises:
+        UsagePipelineError: unreachable, or any database error inside the block.
+    """
+    try:
+        connection = psycopg2.connect(
+            url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="usage-pipeline"
+        )
+    except psycopg2.OperationalError as error:
+        raise database_error(error, url, variable) from None
+    try:
+        with connection:
+            yield connection
+    except psycopg2.Error as error:
+        raise database_error(error, url, variable) from error
+    finally:
+        connection.close()
+
+
+def database_error(error: Exception, url: str, variable: str) -> UsagePipelineError:
+    """A Postgres failure, from psycopg2 or from DuckDB's extension, with its remedy."""
+    lines = [line for line in redact(str(error)).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    lowered = " ".join(lines).lower()
+    code = getattr(error, "pgcode", None)
+    place = f"the database {where(url)}"
+    if "password authentication failed" in lowered or "no password supplied" in lowered:
+        return UsagePipelineError(
+            f"{place} refused the login", f"Check the user and password in {variable}"
+        )
+    if code == errorcodes.UNDEFINED_TABLE or "relation" in lowered and "not exist" in lowered:
+        return UsagePipelineError(
+            f"A table is missing in {place}: {text}",
+            "Map your table in usage_pipeline/app_db/queries/, or create the schema with "
+            "`usage-pipeline app-db init`",
+        )
+    if code == errorcodes.UNDEFINED_COLUMN or "column" in lowered and "not exist" in lowered:
+        return UsagePipelineError(
+            f"A column is missing in {place}: {text}",
+            "Map your columns in usage_pipeline/app_db/queries/",
+        )
+    if code == errorcodes.INSUFFICIENT_PRIVILEGE or "permission denied" in lowered:
+        return UsagePipelineError(
+            f"{place} denies a privilege: {text}",
+            f"Grant it to the role of {variable}; `usage-pipeline doctor` lists what is needed",
+        )
+    if 'database "' in lowered and "does not exist" in lowered:
+        return UsagePipelineError(f"{text}", f"Create it, or correct {variable}")
+    if isinstance(error, psycopg2.OperationalError) or "unable to connect" in lowered:
+        return UsagePipelineError(
+            f"{place} cannot be reached: {text}", f"Start it, or correct {variable}"
+        )
+    return UsagePipelineError(f"{place} failed: {text}", "Correct the cause and run again")
+
+
+def create_schema(url: str) -> None:
+    """Create the application's tables where absent (`usage-pipeline app-db init`)."""
+    statements = files("usage_pipeline.app_db").joinpath("schema.sql").read_text("utf-8")
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(statements)

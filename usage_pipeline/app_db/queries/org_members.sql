@@ -1,0 +1,1 @@
+select org_id, user_id, role, created_at from org_members

@@ -1,0 +1,1 @@
+select plan, metric_type, limit_quantity from plan_limits

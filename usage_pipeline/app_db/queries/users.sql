@@ -1,0 +1,1 @@
+select id, created_at, deleted_at from users

@@ -1,0 +1,158 @@
+"""Typed settings and the paths below USAGE_HOME. The only reader of the environment."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from usage_pipeline.errors import UsagePipelineError
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+DBT_PROJECT_DIR = PROJECT_DIR / "dbt_project"
+
+_ACCEPTED = {
+    "usage_app_database_url": "a URL such as postgresql://user@host:5432/app",
+    "usage_publish_database_url": "a URL such as postgresql://user@host:5432/app",
+    "dagster_pg_url": "a URL such as postgresql://user@host:5432/dagster",
+    "usage_publish_schema": "a lower-case SQL identifier, for example usage",
+    "usage_timezone": "an IANA time zone such as UTC or America/New_York",
+    "usage_start_date": "a date as YYYY-MM-DD",
+    "usage_land_event_data": "true or false",
+    "usage_home": "a directory path",
+    "usage_meters_file": "the path of a YAML file",
+}
+_SECRET_VARIABLES = {"usage_app_database_url", "usage_publish_database_url", "dagster_pg_url"}
+
+
+class Settings(BaseSettings):
+    """Everything a user can set (SPEC: `README.md`, section Settings).
+
+    Attributes are named after their environment variables without the `USAGE_` prefix.
+    URLs are secrets: `str(settings)` and tracebacks show asterisks.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+    )
+
+    home: Path = Field(Path("data"), validation_alias="USAGE_HOME")
+    app_database_url: SecretStr | None = Field(None, validation_alias="USAGE_APP_DATABASE_URL")
+    publish_database_url: SecretStr | None = Field(
+        None, validation_alias="USAGE_PUBLISH_DATABASE_URL"
+    )
+    publish_schema: str = Field(
+        "usage", validation_alias="USAGE_PUBLISH_SCHEMA", pattern=r"^[a-z_][a-z0-9_]{0,62}$"
+    )
+    meters_file: Path = Field(
+        DBT_PROJECT_DIR / "meters.yml", validation_alias="USAGE_METERS_FILE"
+    )
+    timezone: str = Field("UTC", validation_alias="USAGE_TIMEZONE")
+    start_date: Annotated[date, NoDecode] = Field(
+        date(2024, 1, 1), validation_alias="USAGE_START_DATE"
+    )
+    land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
+    dagster_pg_url: SecretStr | None = Field(None, validation_alias="DAGSTER_PG_URL")
+
+    @field_validator("home", "meters_file")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("app_database_url", "publish_database_url", "dagster_pg_url")
+    @classmethod
+    def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("not a postgresql:// URL")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError("unknown time zone") from error
+        return value
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    def today(self) -> date:
+        """The current local date in `USAGE_TIMEZONE`; the day that is not over yet."""
+        return datetime.now(self.zone).date()
+
+    def day_start(self, day: date) -> datetime:
+        """The instant at which a local day begins, in UTC, right across DST changes."""
+        local = datetime(day.year, day.month, day.day, tzinfo=self.zone)
+        return local.astimezone(ZoneInfo("UTC"))
+
+    def day_bounds(self, day: date) -> tuple[datetime, datetime]:
+        """`[start, end)` of a local day as UTC instants; 23, 24 or 25 hours apart."""
+        return self.day_start(day), self.day_start(day + timedelta(days=1))
+
+    @property
+    def landing_dir(self) -> Path:
+        return self.home / "landing"
+
+    @property
+    def events_dir(self) -> Path:
+        return self.landing_dir / "usage_events"
+
+    @property
+    def warehouse_path(self) -> Path:
+        return self.home / "warehouse.duckdb"
+
+    @property
+    def serving_dir(self) -> Path:
+        return self.home / "serving"
+
+    @property
+    def snapshot_path(self) -> Path:
+        return self.serving_dir / "usage.duckdb"
+
+    @property
+    def exports_dir(self) -> Path:
+        return self.home / "exports"
+
+    @property
+    def postgres_dir(self) -> Path:
+        return self.home / "postgres"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.home / "dagster"
+
+    @property
+    def dbt_target_dir(self) -> Path:
+        return self.home / "dbt"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Temporary files; on the same file system as the outputs, so that renames are atomic."""
+        return self.home / "tmp"
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`.
+
+    Raises:
+        UsagePipelineError: a variable has a bad value; names it, the value and what is accepted.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).lower()
+        given = "a value that is not shown" if name in _SECRET_VARIABLES else repr(first["input"])
+        raise UsagePipelineError(
+            f"{name.upper()} is {given}, which is not accepted",
+            f"Set it to {_ACCEPTED.get(name, 'a valid value')}"
+            + " in the environment or in .env",
+        ) from None

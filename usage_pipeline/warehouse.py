@@ -1,0 +1,173 @@
+"""Where the DuckDB files are, how they are opened, who may write, and which days are pending.
+
+The warehouse can be thrown away: it is rebuilt from landing. So a day is *pending* from before
+its models are built until it is published, and a new warehouse starts with every landed day
+pending. A run always covers the pending days as well as its own; that is how a killed, failed
+or lost run is repaired by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.settings import Settings
+
+MEMORY_LIMIT = "1GB"
+LOCK_TIMEOUT_SECONDS = 3600.0
+
+
+class DayRange(NamedTuple):
+    """Local days `[start, end)`."""
+
+    start: date
+    end: date
+
+    def days(self) -> list[date]:
+        return [self.start + timedelta(days=i) for i in range((self.end - self.start).days)]
+
+    def whole_months(self) -> DayRange:
+        """The range widened to whole calendar months."""
+        return DayRange(self.start.replace(day=1), next_month(self.end - timedelta(days=1)))
+
+    def __str__(self) -> str:
+        return f"[{self.start}, {self.end})"
+
+
+def next_month(day: date) -> date:
+    """First day of the month after the one that holds `day`."""
+    return (day.replace(day=1) + timedelta(days=31)).replace(day=1)
+
+
+def merge_ranges(ranges: Iterable[DayRange]) -> list[DayRange]:
+    """The same days as sorted, disjoint, non-adjacent ranges."""
+    merged: list[DayRange] = []
+    for current in sorted(r for r in ranges if r.start < r.end):
+        if merged and current.start <= merged[-1].end:
+            merged[-1] = DayRange(merged[-1].start, max(merged[-1].end, current.end))
+        else:
+            merged.append(current)
+    return merged
+
+
+def ranges_of_days(days: Iterable[date]) -> list[DayRange]:
+    """Contiguous days as ranges."""
+    return merge_ranges(DayRange(day, day + timedelta(days=1)) for day in days)
+
+
+def connect(settings: Settings, path: Path | str, *, read_only: bool = False):  # type: ignore[no-untyped-def]
+    """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC.
+
+    Returns:
+        A `duckdb.DuckDBPyConnection`.
+    """
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    return duckdb.connect(
+        str(path),
+        read_only=read_only,
+        config={
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(settings.scratch_dir / "duckdb"),
+            "TimeZone": "UTC",
+            "preserve_insertion_order": False,
+        },
+    )
+
+
+@contextmanager
+def exclusive(
+    settings: Settings, purpose: str, on_wait: Callable[[str], None] = lambda holder: None
+) -> Iterator[None]:
+    """Be the only writer of the warehouse; the kernel frees the lock when the process dies.
+
+    Args:
+        purpose: what the holder is doing, shown to whoever waits.
+        on_wait: called once with a description of the holder when the lock is taken.
+
+    Raises:
+        UsagePipelineError: the lock stays taken for `LOCK_TIMEOUT_SECONDS`.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    lock_path = settings.home / "warehouse.lock"
+    with lock_path.open("a+") as lock:
+        deadline, told = time.monotonic() + LOCK_TIMEOUT_SECONDS, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = lock_path.read_text() or "another process"
+                if not told:
+                    on_wait(holder)
+                    told = True
+                if time.monotonic() > deadline:
+                    raise UsagePipelineError(
+                        f"The warehouse is held by {holder}",
+                        "Wait for it to end, or stop that process, and run again",
+                    ) from None
+                time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} ({purpose})")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+class PendingDays:
+    """The days whose warehouse rows are not published yet, in `warehouse.json`.
+
+    Args:
+        settings: where the file is.
+        version: identifies what the rows were built with (models and meters); when it differs
+            from the recorded one, or the warehouse file is gone, every landed day is pending.
+        landed: the landed days, asked for only in that case.
+    """
+
+    def __init__(
+        self, settings: Settings, version: str, landed: Callable[[], Iterable[date]]
+    ) -> None:
+        self._path = settings.home / "warehouse.json"
+        self._warehouse = settings.warehouse_path
+        self._version = version
+        self._landed = landed
+
+    def ranges(self) -> list[DayRange]:
+        """Pending days as disjoint ranges, oldest first."""
+        try:
+            state = json.loads(self._path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            state = {}
+        if state.get("version") != self._version or not self._warehouse.exists():
+            return ranges_of_days(self._landed())
+        return [DayRange(*map(date.fromisoformat, pair)) for pair in state["pending"]]
+
+    def add(self, ranges: Iterable[DayRange]) -> list[DayRange]:
+        """Make days pending before they are built; returns all that are pending now."""
+        pending = merge_ranges([*self.ranges(), *ranges])
+        self._write(pending)
+        return pending
+
+    def clear(self) -> None:
+        """Everything is published."""
+        self._write([])
+
+    def _write(self, pending: list[DayRange]) -> None:
+        state = {
+            "version": self._version,
+            "pending": [[r.start.isoformat(), r.end.isoformat()] for r in pending],
+        }
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._path)
