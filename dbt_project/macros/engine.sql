@@ -1,0 +1,137 @@
+{#
+  What engines do differently, behind adapter.dispatch. Everything else in the project is plain SQL.
+#}
+
+{% macro json_text(column, path) -%} {{ adapter.dispatch('json_text')(column, path) }} {%- endmacro %}
+
+{#
+  Scalar at a path as text, null when absent. DuckDB reads JSON fractions as doubles; a number of
+  more than 15 digits is therefore looked up in the original text, where it stands digit for digit.
+#}
+{% macro duckdb__json_text(column, path) -%}
+  case
+    when json_type({{ column }}, '{{ path }}') = 'DOUBLE'
+      and length(json_extract_string({{ column }}, '{{ path }}')) > 15
+      then coalesce(
+        list_filter(
+          regexp_extract_all({{ column }}, '-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?'),
+          lambda number: cast(number as double) = cast(json_extract_string({{ column }}, '{{ path }}') as double)
+        )[1],
+        json_extract_string({{ column }}, '{{ path }}')
+      )
+    else json_extract_string({{ column }}, '{{ path }}')
+  end
+{%- endmacro %}
+
+{% macro default__json_text(column, path) -%} get_json_object({{ column }}, '{{ path }}') {%- endmacro %}
+
+{% macro to_quantity(text) -%} {{ adapter.dispatch('to_quantity')(text) }} {%- endmacro %}
+
+{#
+  Numeric text as DECIMAL(38,9), rounded half away from zero; null when it is not a finite number of
+  at most 29 integer digits. The narrow cast first: the wide one is 100 times slower.
+#}
+{% macro duckdb__to_quantity(text) -%}
+  case
+    when regexp_full_match(trim({{ text }}), '[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?')
+      then coalesce(
+        cast(try_cast({{ text }} as decimal(18, 9)) as decimal(38, 9)),
+        try_cast({{ text }} as decimal(38, 9))
+      )
+  end
+{%- endmacro %}
+
+{% macro default__to_quantity(text) -%}
+  case
+    when trim({{ text }}) rlike '^[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]{1,3})?$'
+      then cast(trim({{ text }}) as decimal(38, 9))
+  end
+{%- endmacro %}
+
+{% macro newest(value, moment, tie_break) -%} {{ adapter.dispatch('newest')(value, moment, tie_break) }} {%- endmacro %}
+{% macro duckdb__newest(value, moment, tie_break) -%}
+  arg_max({{ value }}, struct_pack(moment := {{ moment }}, tie := {{ tie_break }}))
+{%- endmacro %}
+{% macro default__newest(value, moment, tie_break) -%}
+  max_by({{ value }}, struct({{ moment }}, {{ tie_break }}))
+{%- endmacro %}
+
+{% macro exact_average(total, events) -%} {{ adapter.dispatch('exact_average')(total, events) }} {%- endmacro %}
+
+{#
+  total / events to 9 digits, half away from zero. DuckDB divides decimals as doubles, so this
+  divides billionths as 128-bit integers and puts the decimal point back.
+#}
+{% macro duckdb__exact_average(total, events) -%}
+  {%- set units = billionths(total) -%}
+  {%- set quotient -%}
+    ({{ units }} // {{ events }}
+      + case
+          when 2 * abs({{ units }} % {{ events }}) >= {{ events }} then sign({{ total }})
+          else 0
+        end)
+  {%- endset -%}
+  cast(
+    cast({{ quotient }} // 1000000000 as decimal(38, 9))
+    + cast({{ quotient }} % 1000000000 as decimal(10, 0)) * cast(0.000000001 as decimal(10, 9))
+    as decimal(38, 9)
+  )
+{%- endmacro %}
+{% macro default__exact_average(total, events) -%}
+  cast({{ total }} / {{ events }} as decimal(38, 9))
+{%- endmacro %}
+
+{% macro exact_ratio(numerator, denominator) -%} {{ adapter.dispatch('exact_ratio')(numerator, denominator) }} {%- endmacro %}
+
+{#
+  numerator / denominator of two DECIMAL(38,9), to 9 digits, half away from zero; null over zero.
+  Whole part and remainder apart, so that no intermediate leaves 128 bits.
+#}
+{% macro duckdb__exact_ratio(numerator, denominator) -%}
+  {%- set n = 'abs(' ~ billionths(numerator) ~ ')' -%}
+  {%- set d = 'abs(' ~ billionths(denominator) ~ ')' -%}
+  {%- set remainder = '((' ~ n ~ ' % ' ~ d ~ ') * 1000000000)' -%}
+  case
+    when {{ denominator }} <> 0 then
+      cast(
+        sign({{ numerator }}) * sign({{ denominator }}) * (
+          cast({{ n }} // {{ d }} as decimal(38, 9))
+          + cast(
+              {{ remainder }} // {{ d }} + case when 2 * ({{ remainder }} % {{ d }}) >= {{ d }} then 1 else 0 end
+              as decimal(10, 0)
+            ) * cast(0.000000001 as decimal(10, 9))
+        ) as decimal(38, 9)
+      )
+  end
+{%- endmacro %}
+{% macro default__exact_ratio(numerator, denominator) -%}
+  cast({{ numerator }} / nullif({{ denominator }}, 0) as decimal(38, 9))
+{%- endmacro %}
+
+{# A DECIMAL(38,9) as a whole number of billionths. #}
+{% macro billionths(quantity) -%}
+  (cast(trunc({{ quantity }}) as hugeint) * 1000000000
+    + cast(cast({{ quantity }} - trunc({{ quantity }}) as decimal(10, 9)) * 1000000000 as hugeint))
+{%- endmacro %}
+
+{% macro uuid_of(text) -%} {{ adapter.dispatch('uuid_of')(text) }} {%- endmacro %}
+{% macro duckdb__uuid_of(text) -%} cast(md5({{ text }}) as uuid) {%- endmacro %}
+{% macro default__uuid_of(text) -%}
+  regexp_replace(md5({{ text }}), '(.{8})(.{4})(.{4})(.{4})(.{12})', '$1-$2-$3-$4-$5')
+{%- endmacro %}
+
+{% macro add_days(column, days) -%}
+  cast({{ dbt.dateadd('day', days, column) }} as date)
+{%- endmacro %}
+
+{% macro month_of(column) -%}
+  cast({{ dbt.date_trunc('month', column) }} as date)
+{%- endmacro %}
+
+{# Null-safe equality of the columns of two relations. #}
+{% macro same(left, right, columns) -%}
+  {%- for column in columns -%}
+    {{ left }}.{{ column }} is not distinct from {{ right }}.{{ column }}
+    {%- if not loop.last %} and {% endif -%}
+  {%- endfor -%}
+{%- endmacro %}

@@ -1,0 +1,180 @@
+{#
+  The meters of meters.yml as SQL: which events a meter sees, what a value is, and how daily
+  partials merge into a total at any grain. See docs/decisions/0002.
+#}
+
+{% macro meters(aggregation=none) -%}
+  {{ return(var('meters') | selectattr('aggregation', 'equalto', aggregation) | list if aggregation else var('meters')) }}
+{%- endmacro %}
+
+{# Meters that the partials by event type already answer: no second look at the events. #}
+{% macro plain_meters() -%}
+  {%- set found = [] -%}
+  {%- for meter in var('meters') -%}
+    {%- if not meter.value and not meter.filter and meter.aggregation not in ('unique_count', 'latest') -%}
+      {%- do found.append(meter) -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {{ return(found) }}
+{%- endmacro %}
+
+{% macro own_pass_meters() -%}
+  {%- set plain = plain_meters() -%}
+  {{ return(var('meters') | reject('in', plain) | list) }}
+{%- endmacro %}
+
+{% macro quoted(texts) -%}
+  {%- for text in texts -%} '{{ text | replace("'", "''") }}' {%- if not loop.last %}, {% endif -%} {%- endfor -%}
+{%- endmacro %}
+
+{% macro metric_in(aggregation) -%}
+  {%- set keys = meters(aggregation) | map(attribute='key') | list -%}
+  {%- if keys -%} metric_type in ({{ quoted(keys) }}) {%- else -%} false {%- endif -%}
+{%- endmacro %}
+
+{# The valid events that a meter sees, with value_text and value; value is null where it is invalid. #}
+{% macro meter_events(meter, events) -%}
+  select
+    usage_date,
+    user_id,
+    org_id,
+    event_id,
+    event_type,
+    event_data,
+    quantity,
+    created_at,
+    {% if meter.value -%}
+      {{ json_text('event_data', meter.value) }} as value_text,
+      {{ to_quantity(json_text('event_data', meter.value)) }} as value_number
+    {%- else -%}
+      cast(quantity as {{ dbt.type_string() }}) as value_text,
+      quantity as value_number
+    {%- endif %}
+    {%- for dimension in meter.dimensions %},
+      {{ json_text('event_data', dimension.path) }} as dimension_{{ dimension.name }}
+    {%- endfor %}
+  from {{ events }}
+  where
+    {{ in_window('usage_date') }}
+    and is_valid
+    and event_type = '{{ meter.event_type }}'
+    {%- for condition in meter.filter %}
+      and {{ json_text('event_data', condition.path) }} in ({{ quoted(condition['values']) }})
+    {%- endfor %}
+{%- endmacro %}
+
+{# What makes an event of `meter_events` countable for its meter. #}
+{% macro meter_value_is_valid(meter) -%}
+  {%- if meter.aggregation == 'count' -%} true
+  {%- elif meter.aggregation == 'unique_count' -%} value_text is not null
+  {%- else -%} value_number is not null
+  {%- endif -%}
+{%- endmacro %}
+
+{#
+  Totals of partials at a coarser grain; the one place where an aggregation is defined.
+
+  partials, distinct_values: relations or CTEs with the columns of usage_partials_daily and
+    usage_values_daily, already limited to what is to be merged
+  grain: columns of both, beside metric_type
+  Gives: grain, metric_type, total_quantity, event_count, first_event_at, last_event_at,
+    cells (partials merged), active_users, active_orgs
+#}
+{% macro merged_usage(partials, distinct_values, grain) -%}
+  {%- set keys = grain + ['metric_type'] -%}
+  select
+    {% for key in keys %} merged.{{ key }}, {% endfor %}
+    cast(
+      case
+        when {{ metric_in('count') | replace('metric_type', 'merged.metric_type') }} then merged.event_count
+        {% if meters('min') %} when merged.{{ metric_in('min') }} then merged.min_quantity {% endif %}
+        {% if meters('max') %} when merged.{{ metric_in('max') }} then merged.max_quantity {% endif %}
+        {% if meters('avg') %}
+          when merged.{{ metric_in('avg') }}
+            then {{ exact_average('merged.sum_quantity', 'merged.event_count') }}
+        {% endif %}
+        {% if meters('latest') %} when merged.{{ metric_in('latest') }} then newest.latest_quantity {% endif %}
+        {% if meters('unique_count') %}
+          when merged.{{ metric_in('unique_count') }} then counted.distinct_count
+        {% endif %}
+        else merged.sum_quantity
+      end as decimal(38, 9)
+    ) as total_quantity,
+    cast(merged.event_count as bigint) as event_count,
+    merged.first_event_at,
+    merged.last_event_at,
+    merged.cells,
+    merged.active_users,
+    merged.active_orgs
+  from (
+    select
+      {{ keys | join(', ') }},
+      sum(event_count) as event_count,
+      sum(sum_quantity) as sum_quantity,
+      min(min_quantity) as min_quantity,
+      max(max_quantity) as max_quantity,
+      min(first_event_at) as first_event_at,
+      max(last_event_at) as last_event_at,
+      count(*) as cells,
+      count(distinct user_id) as active_users,
+      count(distinct org_id) as active_orgs
+    from {{ partials }}
+    group by {{ keys | join(', ') }}
+  ) as merged
+  {% if meters('latest') %}
+    left join (
+      select
+        {{ keys | join(', ') }},
+        latest_quantity
+      from (
+        select
+          {{ keys | join(', ') }},
+          latest_quantity,
+          row_number() over (
+            partition by {{ keys | join(', ') }} order by last_event_at desc, latest_event_id desc
+          ) as recency
+        from {{ partials }}
+        where {{ metric_in('latest') }}
+      ) as ranked
+      where recency = 1
+    ) as newest
+      on {{ same('merged', 'newest', keys) }}
+  {% endif %}
+  {% if meters('unique_count') %}
+    left join (
+      select
+        {{ keys | join(', ') }},
+        count(distinct value_text) as distinct_count
+      from {{ distinct_values }}
+      group by {{ keys | join(', ') }}
+    ) as counted
+      on {{ same('merged', 'counted', keys) }}
+  {% endif %}
+{%- endmacro %}
+
+{# The number a meter aggregates; counting meters have none, so text that is no number cannot fail. #}
+{% macro meter_number(meter) -%}
+  {%- if meter.aggregation in ('count', 'unique_count') -%} cast(0 as decimal(38, 9))
+  {%- else -%} value_number
+  {%- endif -%}
+{%- endmacro %}
+
+{# No rows, in the columns of usage_partials_daily. #}
+{% macro empty_partials() -%}
+  (
+    select
+      cast(null as date) as usage_date,
+      cast(null as uuid) as user_id,
+      cast(null as uuid) as org_id,
+      cast(null as {{ dbt.type_string() }}) as metric_type,
+      cast(null as bigint) as event_count,
+      cast(null as decimal(38, 9)) as sum_quantity,
+      cast(null as decimal(38, 9)) as min_quantity,
+      cast(null as decimal(38, 9)) as max_quantity,
+      cast(null as decimal(38, 9)) as latest_quantity,
+      cast(null as {{ dbt.type_string() }}) as latest_event_id,
+      cast(null as timestamptz) as first_event_at,
+      cast(null as timestamptz) as last_event_at
+  ) as nothing
+  where false
+{%- endmacro %}

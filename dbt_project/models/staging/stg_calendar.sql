@@ -1,0 +1,5 @@
+select
+    calendar_date,
+    starts_at,
+    ends_at
+from {{ source('landing', 'calendar') }}

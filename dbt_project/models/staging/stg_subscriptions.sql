@@ -1,0 +1,9 @@
+select
+    cast(id as uuid) as subscription_id,
+    cast(user_id as uuid) as user_id,
+    cast(org_id as uuid) as org_id,
+    plan,
+    status,
+    created_date,
+    canceled_date
+from {{ source('landing', 'subscriptions') }}

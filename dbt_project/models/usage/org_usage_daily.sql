@@ -1,0 +1,18 @@
+{{ config(event_time='usage_date') }}
+
+with partials as (
+    select * from {{ ref('usage_partials_daily') }} where {{ in_window('usage_date') }}
+),
+
+distinct_values as (
+    select * from {{ ref('usage_values_daily') }} where {{ in_window('usage_date') }}
+)
+
+select
+    usage_date,
+    org_id,
+    metric_type,
+    total_quantity,
+    event_count,
+    active_users
+from ({{ merged_usage('partials', 'distinct_values', ['usage_date', 'org_id']) }}) as totals

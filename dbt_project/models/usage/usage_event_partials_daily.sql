@@ -1,0 +1,20 @@
+{{ config(event_time='usage_date') }}
+
+with events as (
+    select * from {{ ref('stg_usage_events') }}
+    where {{ in_window('usage_date') }} and is_valid
+)
+
+select
+    usage_date,
+    user_id,
+    org_id,
+    event_type,
+    count(*) as event_count,
+    cast(sum(quantity) as decimal(38, 9)) as sum_quantity,
+    min(quantity) as min_quantity,
+    max(quantity) as max_quantity,
+    min(created_at) as first_event_at,
+    max(created_at) as last_event_at
+from events
+group by usage_date, user_id, org_id, event_type

@@ -1,0 +1,54 @@
+{{ config(event_time='usage_date') }}
+{% set events = ref('stg_usage_events') %}
+{% set by_event_type = ref('usage_event_partials_daily') %}
+
+with plain as (
+    {% for meter in plain_meters() %}
+    select
+        usage_date,
+        user_id,
+        org_id,
+        '{{ meter.key }}' as metric_type,
+        event_count,
+        sum_quantity,
+        min_quantity,
+        max_quantity,
+        cast(null as decimal(38, 9)) as latest_quantity,
+        cast(null as {{ dbt.type_string() }}) as latest_event_id,
+        first_event_at,
+        last_event_at
+    from {{ by_event_type }}
+    where {{ in_window('usage_date') }} and event_type = '{{ meter.event_type }}'
+    {% if not loop.last %} union all {% endif %}
+    {% else %}
+    select * from {{ empty_partials() }}
+    {% endfor %}
+),
+
+own_pass as (
+    {% for meter in own_pass_meters() %}
+    select
+        usage_date,
+        user_id,
+        org_id,
+        '{{ meter.key }}' as metric_type,
+        count(*) as event_count,
+        cast(sum({{ meter_number(meter) }}) as decimal(38, 9)) as sum_quantity,
+        min({{ meter_number(meter) }}) as min_quantity,
+        max({{ meter_number(meter) }}) as max_quantity,
+        {{ newest(meter_number(meter), 'created_at', 'event_id') }} as latest_quantity,
+        {{ newest('event_id', 'created_at', 'event_id') }} as latest_event_id,
+        min(created_at) as first_event_at,
+        max(created_at) as last_event_at
+    from ({{ meter_events(meter, events) }}) as metered
+    where {{ meter_value_is_valid(meter) }}
+    group by usage_date, user_id, org_id
+    {% if not loop.last %} union all {% endif %}
+    {% else %}
+    select * from {{ empty_partials() }}
+    {% endfor %}
+)
+
+select * from plain
+union all
+select * from own_pass

@@ -1,0 +1,23 @@
+{{ config(event_time='usage_date') }}
+{% set events = ref('stg_usage_events') %}
+
+{% for meter in meters('unique_count') %}
+select distinct
+    usage_date,
+    user_id,
+    org_id,
+    '{{ meter.key }}' as metric_type,
+    value_text
+from ({{ meter_events(meter, events) }}) as metered
+where {{ meter_value_is_valid(meter) }}
+{% if not loop.last %} union all {% endif %}
+{% else %}
+select
+    cast(null as date) as usage_date,
+    cast(null as uuid) as user_id,
+    cast(null as uuid) as org_id,
+    cast(null as {{ dbt.type_string() }}) as metric_type,
+    cast(null as {{ dbt.type_string() }}) as value_text
+from {{ events }}
+where false
+{% endfor %}
