@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any
 from uuid import uuid4
 
 import duckdb
@@ -26,115 +26,16 @@ from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline import app_db
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, connect, next_month
 
 READER_ROLE = "usage_reader"
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
+# Stands for null in Postgres keys: RFC 9562's greatest UUID, which no generator produces; the
+# nil UUID does occur, as some applications' default organisation.
+_NO_UUID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
-
-@dataclass(frozen=True)
-class ServedTable:
-    """One published table.
-
-    Attributes:
-        key: columns that identify a row.
-        nullable: those of `key` that may be null; null is then a value like any other.
-        dated: column that places a row in time; None for tables that are not partitioned.
-        grain: what `dated` holds: local days, first days of local months, or the start
-            instants of both, told apart by `period_type`.
-        windowed: only the rows of the published days and their months are compared; tables
-            whose other rows can move as well, all small, are compared whole.
-        indexes: further indexes in Postgres, for dashboards.
-    """
-
-    name: str
-    key: tuple[str, ...]
-    nullable: tuple[str, ...] = ()
-    dated: str | None = None
-    grain: Literal["day", "month", "period"] = "day"
-    windowed: bool = True
-    indexes: tuple[tuple[str, ...], ...] = ()
-
-
-_PERSON = ("user_id", "org_id")
-
-SERVED_TABLES = (
-    ServedTable(
-        "usage_daily",
-        key=("usage_date", *_PERSON, "metric_type"),
-        nullable=_PERSON,
-        dated="usage_date",
-        indexes=((*_PERSON, "usage_date"),),
-    ),
-    ServedTable(
-        "usage_monthly",
-        key=("month", *_PERSON, "metric_type"),
-        nullable=_PERSON,
-        dated="month",
-        grain="month",
-        indexes=((*_PERSON, "month"),),
-    ),
-    ServedTable(
-        "usage_aggregations",
-        key=("id",),
-        dated="period_start",
-        grain="period",
-        indexes=((*_PERSON, "period_start"),),
-    ),
-    ServedTable(
-        "org_usage_daily",
-        key=("usage_date", "org_id", "metric_type"),
-        nullable=("org_id",),
-        dated="usage_date",
-        indexes=(("org_id", "usage_date"),),
-    ),
-    ServedTable(
-        "org_usage_monthly",
-        key=("month", "org_id", "metric_type"),
-        nullable=("org_id",),
-        dated="month",
-        grain="month",
-        indexes=(("org_id", "month"),),
-    ),
-    ServedTable("platform_usage_daily", key=("usage_date", "metric_type"), dated="usage_date"),
-    ServedTable(
-        "platform_usage_monthly", key=("month", "metric_type"), dated="month", grain="month"
-    ),
-    ServedTable(
-        "platform_metrics_daily", key=("metric_date",), dated="metric_date", windowed=False
-    ),
-    ServedTable(
-        "platform_metrics_monthly", key=("month",), dated="month", grain="month", windowed=False
-    ),
-    ServedTable(
-        "subscriptions_by_plan_daily",
-        key=("metric_date", "plan"),
-        dated="metric_date",
-        windowed=False,
-    ),
-    ServedTable("user_retention_monthly", key=("cohort_month", "months_since"), windowed=False),
-    ServedTable(
-        "usage_summary",
-        key=("scope", *_PERSON, "time_window", "metric_type"),
-        nullable=_PERSON,
-        windowed=False,
-        indexes=(_PERSON,),
-    ),
-    ServedTable(
-        "usage_daily_by_dimension",
-        key=("usage_date", *_PERSON, "metric_type", "dimension", "dimension_value"),
-        nullable=(*_PERSON, "dimension_value"),
-        dated="usage_date",
-        indexes=((*_PERSON, "usage_date"),),
-    ),
-    ServedTable(
-        "invalid_usage_events",
-        key=("event_id", "metric_type"),
-        nullable=("metric_type",),
-        dated="usage_date",
-    ),
-)
 
 # What the warehouse's usage_aggregations view reads before anything is published.
 _EMPTY_SNAPSHOT = """
@@ -266,7 +167,10 @@ def publish(settings: Settings, ranges: Sequence[DayRange], run_id: str) -> Publ
             with report.timed("parquet"):
                 parquet.stage(db, source, deltas, base, snapshot)
             with report.timed("postgres"):
-                _write_postgres(settings, db, source, deltas, base, snapshot, work / "rows.csv")
+                url = app_db.publish_database_url(settings)
+                with app_db.connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
+                    postgres = _Postgres(cursor, settings.publish_schema, work / "rows.csv")
+                    postgres.write(db, source, deltas, base, snapshot)
         with report.timed("swap"):
             if report.changed:
                 (work / "usage.duckdb").replace(snapshot_path)
@@ -348,9 +252,7 @@ def _compare(
     removed = _count(db, f"from {delta.changes} where side < 0")
     keys = _count(db, f"from (select distinct {key} from {delta.changes})")
     updated = added + removed - keys
-    return _Delta(
-        table, columns, False, TableChange(added - updated, updated, removed - updated)
-    )
+    return _Delta(table, columns, False, TableChange(added - updated, updated, removed - updated))
 
 
 def _count(db: duckdb.DuckDBPyConnection, relation: str) -> int:
@@ -488,7 +390,8 @@ class _Parquet:
             self._stage_file(db, delta, f"from {relation}", folder / "data.parquet")
             return
         touched = relation if everything else delta.changes
-        months = {m for (m,) in db.execute(f"select distinct {self._month(table)} from {touched}").fetchall()}
+        query = f"select distinct {self._month(table)} from {touched}"
+        months = {month for (month,) in db.execute(query).fetchall()}
         if everything:
             months |= {date.fromisoformat(path.name[6:]) for path in folder.glob("month=*")}
         for month in sorted(months):
@@ -522,3 +425,182 @@ class _Parquet:
         if table.grain == "period":
             local = f"{table.dated} at time zone '{self._settings.timezone}'"
         return f"cast(date_trunc('month', {local}) as date)"
+
+
+# --- Postgres ------------------------------------------------------------------------------
+
+
+class _Postgres:
+    """The publish schema, written in the caller's transaction.
+
+    Changed rows are deleted and copied in: measured on a par with `update … from` and faster
+    than `on conflict do update`, which also needs the rows in a table of their own first.
+
+    Args:
+        cursor: of a connection to the publish database.
+        schema: owned by the pipeline; created when absent.
+        rows_file: scratch file through which rows pass, so that none pass through Python.
+    """
+
+    def __init__(self, cursor: Cursor, schema: str, rows_file: Path) -> None:
+        self._cursor = cursor
+        self._schema = schema
+        self._rows_file = rows_file
+
+    def write(
+        self,
+        db: duckdb.DuckDBPyConnection,
+        source: str,
+        deltas: Sequence[_Delta],
+        base: Snapshot | None,
+        snapshot: Snapshot,
+    ) -> None:
+        """Apply the deltas, or compare whole tables when Postgres does not hold `base`."""
+        recorded = self._open()
+        if recorded == snapshot.snapshot_id:
+            return
+        follows = base is not None and recorded == base.snapshot_id
+        for delta in deltas:
+            rows = f"from {source}.main.{delta.table.name}"
+            if self._create(delta):
+                self._copy(db, rows, self._name(delta.table.name), delta.columns)
+                self._index(delta)
+            elif not follows or delta.whole:
+                self._apply_comparison(db, rows, delta)
+            elif not delta.empty:
+                self._apply_changes(db, delta)
+        self._cursor.execute(f"delete from {self._name('snapshot')}")
+        self._cursor.execute(
+            f"insert into {self._name('snapshot')} values (%s, %s, %s)",
+            (snapshot.snapshot_id, snapshot.published_at, snapshot.run_id),
+        )
+        self._grant()
+
+    def _open(self) -> str | None:
+        """Lock the schema against other writers and return the snapshot id that it holds."""
+        self._cursor.execute(
+            "set client_encoding to 'UTF8'; set local work_mem to '64MB';"
+            " select pg_advisory_xact_lock(hashtext('usage-pipeline'), hashtext(%s))",
+            (self._schema,),
+        )
+        # `create … if not exists` wants the privilege to create even when there is nothing to do.
+        if not self._fetch("select 1 from pg_namespace where nspname = %s", self._schema):
+            self._cursor.execute(f'create schema "{self._schema}"')
+        if self._fetch("select to_regclass(%s)", self._name("snapshot")) == [(None,)]:
+            self._cursor.execute(
+                f"create table {self._name('snapshot')}"
+                " (snapshot_id text primary key, published_at timestamptz, run_id text)"
+            )
+        recorded = self._fetch(f"select snapshot_id from {self._name('snapshot')}")
+        return str(recorded[0][0]) if recorded else None
+
+    def _create(self, delta: _Delta) -> bool:
+        """Create the table when it is absent or has other columns; True when it did."""
+        name = self._name(delta.table.name)
+        wanted = [(column, _postgres_type(kind)) for column, kind in delta.columns.items()]
+        actual = self._fetch(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped"
+            " order by attnum",
+            name,
+        )
+        if actual == wanted:
+            return False
+        columns = ", ".join(f"{column} {kind}" for column, kind in wanted)
+        self._cursor.execute(f"drop table if exists {name}")
+        self._cursor.execute(f"create table {name} ({columns})")
+        return True
+
+    def _index(self, delta: _Delta) -> None:
+        """Key and indexes; after the first load, because that is faster."""
+        table, name = delta.table, self._name(delta.table.name)
+        if table.nullable:
+            key = ", ".join(f"({expression})" for expression in _key_expressions(delta))
+            self._cursor.execute(f"create unique index {table.name}_key on {name} ({key})")
+        else:
+            self._cursor.execute(f"alter table {name} add primary key ({', '.join(table.key)})")
+        for columns in table.indexes:
+            self._cursor.execute(f"create index on {name} ({', '.join(columns)})")
+
+    def _apply_changes(self, db: duckdb.DuckDBPyConnection, delta: _Delta) -> None:
+        key = ", ".join(delta.table.key)
+        self._temporary("removed", f"select {key} from {self._name(delta.table.name)} limit 0")
+        self._copy(db, f"from {delta.changes} where side < 0", "removed", delta.table.key)
+        self._delete_removed(delta)
+        target = self._name(delta.table.name)
+        self._copy(db, f"from {delta.changes} where side > 0", target, delta.columns)
+
+    def _apply_comparison(self, db: duckdb.DuckDBPyConnection, rows: str, delta: _Delta) -> None:
+        """Write what differs between the table and all rows of the snapshot, if anything."""
+        target = self._name(delta.table.name)
+        self._temporary("complete", f"select * from {target} limit 0")
+        self._copy(db, rows, "complete", delta.columns)
+        self._temporary("removed", f"select * from {target} except select * from complete")
+        self._temporary("added", f"select * from complete except select * from {target}")
+        self._delete_removed(delta)
+        self._cursor.execute(f"insert into {target} select * from added")
+
+    def _delete_removed(self, delta: _Delta) -> None:
+        same = " and ".join(
+            f"{old} = {gone}"
+            for old, gone in zip(
+                _key_expressions(delta, "old."), _key_expressions(delta, "removed."), strict=True
+            )
+        )
+        self._cursor.execute("analyze removed")
+        self._cursor.execute(
+            f"delete from {self._name(delta.table.name)} as old using removed where {same}"
+        )
+
+    def _copy(
+        self, db: duckdb.DuckDBPyConnection, rows: str, target: str, columns: Iterable[str]
+    ) -> None:
+        names = ", ".join(columns)
+        db.execute(
+            f"copy (select {names} {rows}) to '{_quoted(self._rows_file)}'"
+            " (format csv, header false)"
+        )
+        with self._rows_file.open("rb") as file:
+            self._cursor.copy_expert(f"copy {target} ({names}) from stdin (format csv)", file)
+
+    def _grant(self) -> None:
+        """Let dashboards read, where an administrator has made the role for them."""
+        if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
+            self._cursor.execute(
+                f'grant usage on schema "{self._schema}" to {READER_ROLE};'
+                f' grant select on all tables in schema "{self._schema}" to {READER_ROLE}'
+            )
+
+    def _temporary(self, name: str, query: str) -> None:
+        self._cursor.execute(f"drop table if exists pg_temp.{name}")
+        self._cursor.execute(f"create temp table {name} on commit drop as {query}")
+
+    def _fetch(self, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+        self._cursor.execute(query, parameters)
+        return self._cursor.fetchall()
+
+    def _name(self, table: str) -> str:
+        return f'"{self._schema}".{table}'
+
+
+def _postgres_type(duckdb_type: str) -> str:
+    """A DuckDB type as Postgres's `format_type` spells it."""
+    renamed = {"VARCHAR": "text", "JSON": "jsonb"}
+    return renamed.get(duckdb_type, duckdb_type.lower().replace("decimal", "numeric"))
+
+
+def _key_expressions(delta: _Delta, prefix: str = "") -> list[str]:
+    """The key in Postgres, null being a value; Postgres 13 and 14 lack `nulls not distinct`.
+
+    Text is hashed: values of any length fit into an index, and '' stays apart from null.
+    """
+    expressions = []
+    for column in delta.table.key:
+        expression = f"{prefix}{column}"
+        if column in delta.table.nullable:
+            if delta.columns[column] == "UUID":
+                expression = f"coalesce({expression}, '{_NO_UUID}'::uuid)"
+            else:
+                expression = f"coalesce(md5({expression}), '')"
+        expressions.append(expression)
+    return expressions

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,23 +66,22 @@ def ranges_of_days(days: Iterable[date]) -> list[DayRange]:
     return merge_ranges(DayRange(day, day + timedelta(days=1)) for day in days)
 
 
-def connect(settings: Settings, path: Path | str, *, read_only: bool = False):  # type: ignore[no-untyped-def]
-    """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC.
-
-    Returns:
-        A `duckdb.DuckDBPyConnection`.
-    """
+def connect(
+    settings: Settings, path: Path | str, *, read_only: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC."""
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    return duckdb.connect(
+    db = duckdb.connect(
         str(path),
         read_only=read_only,
         config={
             "memory_limit": MEMORY_LIMIT,
             "temp_directory": str(settings.scratch_dir / "duckdb"),
-            "TimeZone": "UTC",
             "preserve_insertion_order": False,
         },
     )
+    db.execute("set TimeZone = 'UTC'")
+    return db
 
 
 @contextmanager
@@ -171,3 +171,15 @@ class PendingDays:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
         temporary.replace(self._path)
+
+
+def load_postgres_extension(db: duckdb.DuckDBPyConnection) -> None:
+    """Load DuckDB's Postgres extension from its wheel, so that nothing is downloaded at run time."""
+    wheel = files("duckdb_extension_postgres_scanner").joinpath(
+        "extensions", f"v{duckdb.__version__}", "postgres_scanner.duckdb_extension"
+    )
+    if wheel.is_file():
+        db.execute(f"load '{wheel}'")
+    else:  # a platform without a wheel
+        db.execute("install postgres")
+        db.execute("load postgres")

@@ -12,7 +12,7 @@ the number of events.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, TypeAlias
@@ -157,6 +157,7 @@ def load_sample(
     orgs = _invent_orgs(rng, people, stop)
     defects, late = _choose_oddities(rng, events)
     with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("set local time zone 'UTC'")  # of the instants below
         _refuse_when_filled(cursor)
         _load_accounts(cursor, rng, people, orgs, stop, events / users / days * 30)
         # Building the index once is cheaper than keeping it up; the primary key stays.
@@ -624,7 +625,7 @@ def _uuids(rng: np.random.Generator, count: int) -> pa.Array:
 
 def _instants(microseconds: Numbers, valid: Numbers | None = None) -> pa.Array:
     mask = None if valid is None else ~valid
-    return pa.array(microseconds, mask=mask).cast(pa.timestamp("us", "UTC"))
+    return pa.array(microseconds, mask=mask).cast(pa.timestamp("us"))
 
 
 def _copy(cursor: Cursor, table: str, columns: Mapping[str, pa.Array]) -> None:

@@ -1,4 +1,4 @@
-{{ config(event_time='usage_date') }}
+{{ config(event_time='usage_date', tags=['daily']) }}
 
 with events as (
     select * from {{ ref('stg_usage_events') }}

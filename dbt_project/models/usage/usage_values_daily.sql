@@ -1,4 +1,4 @@
-{{ config(event_time='usage_date') }}
+{{ config(event_time='usage_date', tags=['daily']) }}
 {% set events = ref('stg_usage_events') %}
 
 {% for meter in meters('unique_count') %}

@@ -1,0 +1,336 @@
+"""Landing: what was extracted from the application database, as Parquet.
+
+One directory per local day of events with a manifest beside the data, one file per snapshot of the
+other tables, and the calendar. Nothing here judges a business rule: a quantity that cannot be a
+DECIMAL(38,9) is carried along as text, and dbt says why it is invalid.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from psycopg2.extensions import connection as PostgresConnection
+
+from usage_pipeline import warehouse
+from usage_pipeline.app_db import app_database_url, connect, database_error
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange
+
+SCHEMA_VERSION = 1
+SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
+STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
+
+# The greatest number that still rounds to 29 integer digits. NaN and Infinity compare greater.
+_LARGEST_QUANTITY = "99999999999999999999999999999.9999999995"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was landed for one local day; its fingerprint is rows, sum and last created_at.
+
+    Attributes:
+        usage_date: the day as YYYY-MM-DD in `timezone`.
+        event_data: whether the column was landed.
+        rows: events landed, invalid ones included.
+        invalid_rows: of these, the ones whose quantity is no DECIMAL(38,9).
+        duplicate_rows: source rows left out because another row with their id won.
+        sum_quantity: exact sum of the valid quantities, as text.
+        extracted_at: when, as ISO 8601 in UTC.
+        bytes: size of the data file; another size means a damaged partition.
+    """
+
+    usage_date: str
+    timezone: str
+    event_data: bool
+    rows: int
+    invalid_rows: int
+    duplicate_rows: int
+    sum_quantity: str
+    max_created_at: str | None
+    extracted_at: str
+    bytes: int
+    schema_version: int = SCHEMA_VERSION
+
+
+def check_range(settings: Settings, days: DayRange) -> None:
+    """Refuse days that cannot be rolled up.
+
+    Raises:
+        UsagePipelineError: empty or reversed, not over yet, or before `USAGE_START_DATE`.
+    """
+    if days.start >= days.end:
+        raise UsagePipelineError(
+            f"The start {days.start} is not before the end {days.end}",
+            "The end is exclusive; for one day give the next day as the end",
+        )
+    if days.end > settings.today():
+        raise UsagePipelineError(
+            f"{days.end - timedelta(days=1)} is not over yet in {settings.timezone}",
+            f"Roll up days before {settings.today()}",
+        )
+    if days.start < settings.start_date:
+        raise UsagePipelineError(
+            f"{days.start} is before the first partition, {settings.start_date}",
+            "Set USAGE_START_DATE to an earlier date, or start later",
+        )
+
+
+def source_query(table: str) -> str:
+    """The reviewed SELECT that maps the application's table to the columns of the pipeline."""
+    query = files("usage_pipeline.app_db").joinpath("queries", f"{table}.sql")
+    return query.read_text("utf-8").strip().rstrip(";")
+
+
+def land_events(
+    settings: Settings,
+    days: Iterable[date],
+    progress: Callable[[Manifest], None] = lambda manifest: None,
+) -> list[Manifest]:
+    """Extract whole days of `usage_events`, each read once, all from one snapshot of the source.
+
+    A partition is replaced by renaming a finished file over it; a reader sees the old day or the
+    new one. A kill in between leaves at most an older manifest, which the next run replaces.
+
+    Args:
+        days: local days; a day without events becomes an empty partition.
+        progress: called with the manifest of each landed day.
+
+    Raises:
+        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
+    """
+    manifests = []
+    with _source(settings, ("usage_events",)) as source:
+        for day in days:
+            manifest = _land_day(settings, source, day)
+            manifests.append(manifest)
+            progress(manifest)
+    return manifests
+
+
+def land_snapshots(settings: Settings) -> dict[str, int]:
+    """Replace the snapshots of the other source tables, all from one state; gives rows by table."""
+    rows = {}
+    with _source(settings, SNAPSHOTS) as source:
+        for table in SNAPSHOTS:
+            columns = source.columns[table]
+            ids = [f"cast({c} as varchar) as {c}" for c in columns if c == "id" or c[-3:] == "_id"]
+            dates = [
+                f"cast(timezone('{settings.timezone}', {c}) as date) as {c[:-3]}_date"
+                for c in columns
+                if c.endswith("_at")
+            ]
+            remote = ", ".join(
+                "limit_quantity::numeric(38,9) as limit_quantity" if c == "limit_quantity" else c
+                for c in columns
+            )
+            others = [c for c in columns if not (c == "id" or c[-3:] == "_id")]
+            query = f"select {remote} from ({source_query(table)}) as source"
+            select = f"select {', '.join([*ids, *others, *dates])} from {source.scan(query)}"
+            rows[table] = _copy(
+                settings, source.db, f"({select})", settings.landing_dir / f"{table}.parquet"
+            )
+    return rows
+
+
+def land_calendar(settings: Settings) -> None:
+    """Write the local days from the first partition's month on, with their instants.
+
+    Python's time zone data is the only judge of when a day begins; SQL joins to this table.
+    """
+    first, last = settings.start_date.replace(day=1), settings.today() + timedelta(days=400)
+    days = DayRange(first, last).days()
+    starts = [settings.day_start(day) for day in [*days, last]]
+    settings.landing_dir.mkdir(parents=True, exist_ok=True)
+    with warehouse.connect(settings, ":memory:") as db:
+        db.execute(
+            "create table calendar as select unnest(?::date[]) as calendar_date, "
+            "unnest(?::timestamptz[]) as starts_at, unnest(?::timestamptz[]) as ends_at",
+            [days, starts[:-1], starts[1:]],
+        )
+        _copy(settings, db, "calendar", settings.landing_dir / "calendar.parquet")
+
+
+def landed_manifests(settings: Settings) -> dict[date, Manifest]:
+    """The manifests of all landed days, unreadable ones left out."""
+    found = {}
+    for path in sorted(settings.events_dir.glob("usage_date=*/manifest.json")):
+        try:
+            manifest = Manifest(**json.loads(path.read_text()))
+            found[date.fromisoformat(manifest.usage_date)] = manifest
+        except (json.JSONDecodeError, TypeError, ValueError):
+            continue
+    return found
+
+
+def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
+    """Landed days that have to be extracted again before anything reads landing.
+
+    A file is missing or has another size than its manifest says, the manifest is unreadable, the
+    day was cut in another time zone or by another release, or `event_data` is needed and absent.
+    """
+    manifests = landed_manifests(settings)
+    days = []
+    for partition in sorted(settings.events_dir.glob("usage_date=*")):
+        day = date.fromisoformat(partition.name.removeprefix("usage_date="))
+        manifest = manifests.get(day)
+        data = partition / "part-0.parquet"
+        if (
+            manifest is None
+            or not data.exists()
+            or data.stat().st_size != manifest.bytes
+            or manifest.timezone != settings.timezone
+            or manifest.schema_version != SCHEMA_VERSION
+            or (needs_event_data and not manifest.event_data)
+        ):
+            days.append(day)
+    return days
+
+
+@dataclass
+class _Source:
+    """The source attached to an in-memory DuckDB, inside one read-only transaction."""
+
+    db: duckdb.DuckDBPyConnection
+    url: str
+    columns: dict[str, list[str]]
+    unique_ids: bool
+
+    def scan(self, query: str) -> str:
+        """A table function that runs the query in Postgres, casts and all."""
+        escaped = query.replace("'", "''")
+        return f"postgres_query('app', '{escaped}')"
+
+
+@contextmanager
+def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
+    url = app_database_url(settings)
+    # psycopg2 first: its errors name what is wrong, DuckDB's wrap them.
+    with connect(url) as postgres:
+        columns = {table: _columns(postgres, source_query(table)) for table in tables}
+        unique = "usage_events" in tables and _ids_are_unique(
+            postgres, source_query("usage_events")
+        )
+    settings.landing_dir.mkdir(parents=True, exist_ok=True)
+    with warehouse.connect(settings, ":memory:") as db:
+        warehouse.load_postgres_extension(db)
+        try:
+            escaped = url.replace("'", "''")
+            db.execute(f"attach '{escaped}' as app (type postgres, read_only)")
+            db.execute("begin")
+            db.execute(
+                f"call postgres_execute('app', 'set local statement_timeout = ''{STATEMENT_TIMEOUT}''')"
+            )
+            yield _Source(db, url, columns, unique)
+            db.execute("commit")
+        except duckdb.IOException as error:
+            if "No space left" in str(error) or "write" in str(error).lower():
+                raise UsagePipelineError(
+                    f"The disk below {settings.home} is full", "Free space and run again"
+                ) from None
+            raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
+        except duckdb.Error as error:
+            raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
+
+
+def _columns(postgres: PostgresConnection, query: str) -> list[str]:
+    with postgres.cursor() as cursor:
+        cursor.execute(f"select * from ({query}) as source limit 0")
+        return [column.name for column in cursor.description or ()]
+
+
+def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
+    """Whether a unique index of one table vouches for the ids, so that none can be duplicates."""
+    with postgres.cursor() as cursor:
+        cursor.execute(f"select id from ({query}) as source limit 0")
+        column: Any = (cursor.description or ())[0]
+        cursor.execute(
+            "select 1 from pg_index where indrelid = %s and indisunique and indisvalid "
+            "and indnkeyatts = 1 and indkey[0] = %s and indpred is null",
+            (column.table_oid, column.table_column),
+        )
+        if cursor.fetchone() is None:
+            return False
+        cursor.execute(f"explain {query}")
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+        return "Join" not in plan and "Nested Loop" not in plan  # a join could repeat a row
+
+
+def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
+    start, end = settings.day_bounds(day)
+    window = f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
+    events = f"({source_query('usage_events')}) as events"
+    winners = f"select * from {events} where {window}"
+    source_rows = None
+    if not source.unique_ids:
+        # The same id may stand on another day too; the newest row wins wherever it stands.
+        winners = (
+            f"select * from (select distinct on (id) * from {events} where id in "
+            f"(select id from {events} where {window}) "
+            f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
+            f"union all select * from {events} where {window} and id is null"
+        )
+        count = source.scan(f"select count(*) as n from {events} where {window}")
+        source_rows = source.db.execute(f"select n from {count}").fetchall()[0][0]
+    fits = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
+    event_data = "event_data::text" if settings.land_event_data else "null::text"
+    query = (
+        f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
+        f"(case when {fits} then quantity end)::numeric(38,9) as quantity, "
+        f"case when not ({fits}) then quantity::text end as quantity_raw, "
+        f"created_at from ({winners}) as winners"
+    )
+    select = (
+        "select cast(id as varchar) as id, cast(user_id as varchar) as user_id, "
+        "cast(org_id as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
+        f"created_at from {source.scan(query)}"
+    )
+    partition = settings.events_dir / f"usage_date={day.isoformat()}"
+    partition.mkdir(parents=True, exist_ok=True)
+    data = partition / "part-0.parquet"
+    _copy(settings, source.db, f"({select})", data)
+    rows, invalid, total, last = source.db.execute(
+        "select count(*), count(*) - count(quantity), sum(quantity), max(created_at) "
+        "from read_parquet(?)",
+        [str(data)],
+    ).fetchall()[0]
+    manifest = Manifest(
+        usage_date=day.isoformat(),
+        timezone=settings.timezone,
+        event_data=settings.land_event_data,
+        rows=rows,
+        invalid_rows=invalid,
+        duplicate_rows=0 if source_rows is None else source_rows - rows,
+        sum_quantity=format(total or Decimal(0), "f"),
+        max_created_at=last.astimezone(UTC).isoformat() if last else None,
+        extracted_at=datetime.now(UTC).isoformat(),
+        bytes=data.stat().st_size,
+    )
+    temporary = settings.scratch_dir / f"manifest-{uuid.uuid4().hex}.json"
+    temporary.write_text(json.dumps(asdict(manifest), indent=1))
+    temporary.replace(partition / "manifest.json")
+    return manifest
+
+
+def _copy(settings: Settings, db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> int:
+    """Write a relation to a Parquet file by rename; gives its rows."""
+    temporary = settings.scratch_dir / f"landing-{uuid.uuid4().hex}.parquet"
+    try:
+        copied = db.execute(
+            f"copy {relation} to '{temporary}' (format parquet, compression zstd)"
+        ).fetchall()
+        temporary.replace(path)
+        return int(copied[0][0])
+    finally:
+        temporary.unlink(missing_ok=True)
+
