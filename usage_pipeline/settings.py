@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
     dagster_pg_url: SecretStr | None = Field(None, validation_alias="DAGSTER_PG_URL")
 
+    failure_webhook_url: SecretStr | None = Field(
+        None, validation_alias="USAGE_FAILURE_WEBHOOK_URL"
+    )
+
     @field_validator("home", "meters_file")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

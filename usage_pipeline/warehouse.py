@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import date, timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 
@@ -98,7 +98,7 @@ def exclusive(
         UsagePipelineError: the lock stays taken for `LOCK_TIMEOUT_SECONDS`.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
-    lock_path = settings.home / "warehouse.lock"
+    lock_path = settings.home / "writer.lock"
     with lock_path.open("a+") as lock:
         deadline, told = time.monotonic() + LOCK_TIMEOUT_SECONDS, False
         while True:
@@ -145,32 +145,59 @@ class PendingDays:
 
     def ranges(self) -> list[DayRange]:
         """Pending days as disjoint ranges, oldest first."""
-        try:
-            state = json.loads(self._path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            state = {}
-        if state.get("version") != self._version or not self._warehouse.exists():
+        state = self._read()
+        if state is None:
             return ranges_of_days(self._landed())
         return [DayRange(*map(date.fromisoformat, pair)) for pair in state["pending"]]
 
+    def revision(self) -> int:
+        """Grows with every change of the warehouse; equal revisions mean equal rows."""
+        state = self._read()
+        return int(state["revision"]) if state else -1
+
     def add(self, ranges: Iterable[DayRange]) -> list[DayRange]:
         """Make days pending before they are built; returns all that are pending now."""
-        pending = merge_ranges([*self.ranges(), *ranges])
-        self._write(pending)
+        with self._locked():
+            if self._read() is None:
+                # Built with other models or meters: no row of it can be trusted or migrated.
+                self._warehouse.unlink(missing_ok=True)
+            pending = merge_ranges([*self.ranges(), *ranges])
+            self._write(pending)
         return pending
 
-    def clear(self) -> None:
-        """Everything is published."""
-        self._write([])
+    def remove(self, ranges: Iterable[DayRange]) -> None:
+        """These days are published."""
+        with self._locked():
+            done = {day for days in ranges for day in days.days()}
+            left = {day for days in self.ranges() for day in days.days()} - done
+            self._write(ranges_of_days(left))
+
+    def _read(self) -> dict[str, Any] | None:
+        """The recorded state; None when it does not describe the warehouse that should be there."""
+        try:
+            state: dict[str, Any] = json.loads(self._path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        known = state.get("version") == self._version
+        return state if known and (self._warehouse.exists() or state["fresh"]) else None
 
     def _write(self, pending: list[DayRange]) -> None:
         state = {
             "version": self._version,
+            "revision": self.revision() + 1,
+            "fresh": not self._warehouse.exists(),  # pending days are complete, the file comes next
             "pending": [[r.start.isoformat(), r.end.isoformat()] for r in pending],
         }
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))
         temporary.replace(self._path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Extraction marks days while another run builds, so the file has a lock of its own."""
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def load_postgres_extension(db: duckdb.DuckDBPyConnection) -> None:

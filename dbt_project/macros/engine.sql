@@ -5,21 +5,21 @@
 {% macro json_text(column, path) -%} {{ adapter.dispatch('json_text')(column, path) }} {%- endmacro %}
 
 {#
-  Scalar at a path as text, null when absent. DuckDB reads JSON fractions as doubles; a number of
-  more than 15 digits is therefore looked up in the original text, where it stands digit for digit.
+  Scalar at a path as text, null when absent. DuckDB reads JSON fractions as doubles; where the
+  text holds a number of more than 15 digits, the fraction is looked up in it, digit for digit.
 #}
 {% macro duckdb__json_text(column, path) -%}
+  {%- set text = "json_extract_string(" ~ column ~ ", '" ~ path ~ "')" -%}
   case
-    when json_type({{ column }}, '{{ path }}') = 'DOUBLE'
-      and length(json_extract_string({{ column }}, '{{ path }}')) > 15
+    when json_type({{ column }}, '{{ path }}') = 'DOUBLE' and regexp_matches({{ column }}, '[0-9][0-9.]{15}')
       then coalesce(
         list_filter(
           regexp_extract_all({{ column }}, '-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?'),
-          lambda number: cast(number as double) = cast(json_extract_string({{ column }}, '{{ path }}') as double)
+          lambda number: try_cast(number as double) = try_cast({{ text }} as double)
         )[1],
-        json_extract_string({{ column }}, '{{ path }}')
+        {{ text }}
       )
-    else json_extract_string({{ column }}, '{{ path }}')
+    else {{ text }}
   end
 {%- endmacro %}
 
@@ -84,23 +84,24 @@
 {% macro exact_ratio(numerator, denominator) -%} {{ adapter.dispatch('exact_ratio')(numerator, denominator) }} {%- endmacro %}
 
 {#
-  numerator / denominator of two DECIMAL(38,9), to 9 digits, half away from zero; null over zero.
-  Whole part and remainder apart, so that no intermediate leaves 128 bits.
+  numerator / denominator of two DECIMAL(38,9), to 9 digits, half away from zero; null over zero
+  and where the ratio itself has more than 29 integer digits. Whole part and remainder apart, so
+  that no intermediate leaves 128 bits; beyond 10^20 the nine digits after the point are dropped
+  from both for the same reason, which moves the ratio by less than 10^-20 of itself.
 #}
 {% macro duckdb__exact_ratio(numerator, denominator) -%}
-  {%- set n = 'abs(' ~ billionths(numerator) ~ ')' -%}
-  {%- set d = 'abs(' ~ billionths(denominator) ~ ')' -%}
+  {%- set unit = 'case when abs(' ~ denominator ~ ') >= 100000000000000000000 then 1000000000 else 1 end' -%}
+  {%- set n = '(abs(' ~ billionths(numerator) ~ ') // ' ~ unit ~ ')' -%}
+  {%- set d = '(abs(' ~ billionths(denominator) ~ ') // ' ~ unit ~ ')' -%}
   {%- set remainder = '((' ~ n ~ ' % ' ~ d ~ ') * 1000000000)' -%}
   case
     when {{ denominator }} <> 0 then
-      cast(
-        sign({{ numerator }}) * sign({{ denominator }}) * (
-          cast({{ n }} // {{ d }} as decimal(38, 9))
-          + cast(
-              {{ remainder }} // {{ d }} + case when 2 * ({{ remainder }} % {{ d }}) >= {{ d }} then 1 else 0 end
-              as decimal(10, 0)
-            ) * cast(0.000000001 as decimal(10, 9))
-        ) as decimal(38, 9)
+      sign({{ numerator }}) * sign({{ denominator }}) * (
+        try_cast({{ n }} // {{ d }} as decimal(38, 9))
+        + cast(
+            {{ remainder }} // {{ d }} + case when 2 * ({{ remainder }} % {{ d }}) >= {{ d }} then 1 else 0 end
+            as decimal(10, 0)
+          ) * cast(0.000000001 as decimal(10, 9))
       )
   end
 {%- endmacro %}
@@ -120,12 +121,16 @@
   regexp_replace(md5({{ text }}), '(.{8})(.{4})(.{4})(.{4})(.{12})', '$1-$2-$3-$4-$5')
 {%- endmacro %}
 
-{% macro add_days(column, days) -%}
-  cast({{ dbt.dateadd('day', days, column) }} as date)
+{# What dbt itself dispatches, under names that read well in models. #}
+{% macro text_type() -%} {{ dbt.type_string() }} {%- endmacro %}
+{% macro now() -%} {{ dbt.current_timestamp() }} {%- endmacro %}
+{% macro add_days(column, days) -%} cast({{ dbt.dateadd('day', days, column) }} as date) {%- endmacro %}
+{% macro month_of(column) -%} cast({{ dbt.date_trunc('month', column) }} as date) {%- endmacro %}
+{% macro next_month(column) -%}
+  cast({{ dbt.dateadd('month', 1, dbt.date_trunc('month', column)) }} as date)
 {%- endmacro %}
-
-{% macro month_of(column) -%}
-  cast({{ dbt.date_trunc('month', column) }} as date)
+{% macro months_between(earlier, later) -%}
+  cast({{ dbt.datediff(earlier, later, 'month') }} as bigint)
 {%- endmacro %}
 
 {# Null-safe equality of the columns of two relations. #}

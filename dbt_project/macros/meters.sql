@@ -27,9 +27,15 @@
   {%- for text in texts -%} '{{ text | replace("'", "''") }}' {%- if not loop.last %}, {% endif -%} {%- endfor -%}
 {%- endmacro %}
 
-{% macro metric_in(aggregation) -%}
+{# Whether the meter of the column aggregates in this way. #}
+{% macro metric_in(aggregation, column='metric_type') -%}
   {%- set keys = meters(aggregation) | map(attribute='key') | list -%}
-  {%- if keys -%} metric_type in ({{ quoted(keys) }}) {%- else -%} false {%- endif -%}
+  {%- if keys -%} {{ column }} in ({{ quoted(keys) }}) {%- else -%} false {%- endif -%}
+{%- endmacro %}
+
+{# Whether totals of the metric add up across days, users and organisations. #}
+{% macro is_additive(column='metric_type') -%}
+  ({{ metric_in('sum', column) }} or {{ metric_in('count', column) }})
 {%- endmacro %}
 
 {# The valid events that a meter sees, with value_text and value; value is null where it is invalid. #}
@@ -47,7 +53,7 @@
       {{ json_text('event_data', meter.value) }} as value_text,
       {{ to_quantity(json_text('event_data', meter.value)) }} as value_number
     {%- else -%}
-      cast(quantity as {{ dbt.type_string() }}) as value_text,
+      cast(quantity as {{ text_type() }}) as value_text,
       quantity as value_number
     {%- endif %}
     {%- for dimension in meter.dimensions %},
@@ -86,16 +92,16 @@
     {% for key in keys %} merged.{{ key }}, {% endfor %}
     cast(
       case
-        when {{ metric_in('count') | replace('metric_type', 'merged.metric_type') }} then merged.event_count
-        {% if meters('min') %} when merged.{{ metric_in('min') }} then merged.min_quantity {% endif %}
-        {% if meters('max') %} when merged.{{ metric_in('max') }} then merged.max_quantity {% endif %}
+        when {{ metric_in('count', 'merged.metric_type') }} then merged.event_count
+        {% if meters('min') %} when {{ metric_in('min', 'merged.metric_type') }} then merged.min_quantity {% endif %}
+        {% if meters('max') %} when {{ metric_in('max', 'merged.metric_type') }} then merged.max_quantity {% endif %}
         {% if meters('avg') %}
-          when merged.{{ metric_in('avg') }}
+          when {{ metric_in('avg', 'merged.metric_type') }}
             then {{ exact_average('merged.sum_quantity', 'merged.event_count') }}
         {% endif %}
-        {% if meters('latest') %} when merged.{{ metric_in('latest') }} then newest.latest_quantity {% endif %}
+        {% if meters('latest') %} when {{ metric_in('latest', 'merged.metric_type') }} then newest.latest_quantity {% endif %}
         {% if meters('unique_count') %}
-          when merged.{{ metric_in('unique_count') }} then counted.distinct_count
+          when {{ metric_in('unique_count', 'merged.metric_type') }} then counted.distinct_count
         {% endif %}
         else merged.sum_quantity
       end as decimal(38, 9)
@@ -166,13 +172,13 @@
       cast(null as date) as usage_date,
       cast(null as uuid) as user_id,
       cast(null as uuid) as org_id,
-      cast(null as {{ dbt.type_string() }}) as metric_type,
+      cast(null as {{ text_type() }}) as metric_type,
       cast(null as bigint) as event_count,
       cast(null as decimal(38, 9)) as sum_quantity,
       cast(null as decimal(38, 9)) as min_quantity,
       cast(null as decimal(38, 9)) as max_quantity,
       cast(null as decimal(38, 9)) as latest_quantity,
-      cast(null as {{ dbt.type_string() }}) as latest_event_id,
+      cast(null as {{ text_type() }}) as latest_event_id,
       cast(null as timestamptz) as first_event_at,
       cast(null as timestamptz) as last_event_at
   ) as nothing

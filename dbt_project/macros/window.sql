@@ -46,14 +46,27 @@
   select {{ columns }} from {{ arg_dict['temp_relation'] }}
 {% endmacro %}
 
-{# Data tests look at the window only, so that a night's audit does not grow with history. #}
+{#
+  Data tests look at the window only, so that a night's audit does not grow with history: their
+  `where: <column> in window` becomes the window in that column's reach. Period starts are
+  instants; a day's slack on either side covers every zone.
+#}
 {% macro get_where_subquery(relation) -%}
-  {%- set where = config.get('where', '') -%}
+  {%- set where = config.get('where') -%}
   {%- if where -%}
     {%- set where = where
           | replace('usage_date in window', in_window('usage_date'))
-          | replace('month in window', in_window('month', 'month')) -%}
+          | replace('metric_date in window', in_window('metric_date', 'trailing'))
+          | replace('month in window', in_window('month', 'month'))
+          | replace(
+              'period_start in window',
+              add_days('period_start', 1) ~ ' >= ' ~ window_start('month')
+                ~ ' and ' ~ add_days('period_start', -1) ~ ' < ' ~ window_end('month')
+            ) -%}
     (select * from {{ relation }} where {{ where }}) as windowed
   {%- else -%} {{ relation }}
   {%- endif -%}
 {%- endmacro %}
+
+{# USAGE_START_DATE, the first daily partition. #}
+{% macro first_day() -%} cast('{{ var('start_date') }}' as date) {%- endmacro %}

@@ -302,7 +302,7 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
             and org_id is null;
         update usage_daily set event_count = 9 where user_id is null and org_id is null;
         insert into usage_daily values ('2025-04-01', '{BOB}', null, 'api_call', 1, 1,
-            '2025-04-01 06:00Z', '2025-04-01 06:00Z');
+            now(), now());
         """,
     )
 

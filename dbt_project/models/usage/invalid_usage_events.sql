@@ -5,12 +5,12 @@ with rejected as (
     select
         usage_date,
         event_id,
-        cast(null as {{ dbt.type_string() }}) as metric_type,
+        cast(null as {{ text_type() }}) as metric_type,
         invalid_reason as reason,
         user_id,
         org_id,
         event_type,
-        coalesce(quantity_raw, cast(quantity as {{ dbt.type_string() }})) as quantity,
+        coalesce(quantity_raw, cast(quantity as {{ text_type() }})) as quantity,
         event_data,
         created_at
     from {{ events }}
@@ -29,7 +29,7 @@ with rejected as (
         user_id,
         org_id,
         event_type,
-        cast(quantity as {{ dbt.type_string() }}) as quantity,
+        cast(quantity as {{ text_type() }}) as quantity,
         event_data,
         created_at
     from ({{ meter_events(meter, events) }}) as metered
@@ -41,12 +41,12 @@ select
     rejected.event_id,
     rejected.metric_type,
     rejected.reason,
-    cast(rejected.user_id as {{ dbt.type_string() }}) as user_id,
-    cast(rejected.org_id as {{ dbt.type_string() }}) as org_id,
+    cast(rejected.user_id as {{ text_type() }}) as user_id,
+    cast(rejected.org_id as {{ text_type() }}) as org_id,
     rejected.event_type,
     rejected.quantity,
     rejected.event_data,
-    cast(rejected.created_at as {{ dbt.type_string() }}) as created_at,
+    cast(rejected.created_at as {{ text_type() }}) as created_at,
     rejected.usage_date,
     landed_days.extracted_at as detected_at
 from rejected

@@ -31,16 +31,16 @@ monthly as (
     inner join {{ ref('stg_calendar') }} as first_days
         on usage_monthly.month = first_days.calendar_date
     inner join {{ ref('stg_calendar') }} as next_months
-        on cast({{ dbt.dateadd('month', 1, 'usage_monthly.month') }} as date) = next_months.calendar_date
+        on {{ next_month('usage_monthly.month') }} = next_months.calendar_date
 ),
 
 rebuilt as (
     select
         {{ uuid_of("concat(
-            coalesce(cast(user_id as " ~ dbt.type_string() ~ "), ''), '|',
-            coalesce(cast(org_id as " ~ dbt.type_string() ~ "), ''), '|',
+            coalesce(cast(user_id as " ~ text_type() ~ "), ''), '|',
+            coalesce(cast(org_id as " ~ text_type() ~ "), ''), '|',
             period_type, '|',
-            cast(cast(extract(epoch from period_start) as bigint) as " ~ dbt.type_string() ~ "), '|',
+            cast(cast(extract(epoch from period_start) as bigint) as " ~ text_type() ~ "), '|',
             metric_type
         )") }} as id,
         *,
@@ -59,13 +59,14 @@ compared as (
         case
             when
                 published.total_quantity = rebuilt.total_quantity
-                and cast(published.metadata as {{ dbt.type_string() }})
-                = cast(rebuilt.metadata as {{ dbt.type_string() }})
+                and cast(published.metadata as {{ text_type() }})
+                = cast(rebuilt.metadata as {{ text_type() }})
                 then published.updated_at
         end as unchanged_since
     from rebuilt
+    -- the id alone would do; its period lets the engine read only the periods asked for
     left join {{ source('published', 'usage_aggregations') }} as published
-        on rebuilt.id = published.id
+        on rebuilt.id = published.id and rebuilt.period_start = published.period_start
 )
 
 select
@@ -78,6 +79,6 @@ select
     period_end,
     total_quantity,
     metadata,
-    coalesce(created_at, {{ dbt.current_timestamp() }}) as created_at,
-    coalesce(unchanged_since, {{ dbt.current_timestamp() }}) as updated_at
+    coalesce(created_at, {{ now() }}) as created_at,
+    coalesce(unchanged_since, {{ now() }}) as updated_at
 from compared

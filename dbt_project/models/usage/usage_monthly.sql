@@ -5,14 +5,7 @@ with partials as (
 ),
 
 distinct_values as (
-    select
-        {{ month_of('usage_date') }} as month,
-        user_id,
-        org_id,
-        metric_type,
-        value_text
-    from {{ ref('usage_values_daily') }}
-    where {{ in_window('usage_date', 'month') }}
+    select * from {{ ref('usage_values_monthly') }} where {{ in_window('month', 'month') }}
 ),
 
 totals as (

@@ -14,7 +14,7 @@ with plain as (
         min_quantity,
         max_quantity,
         cast(null as decimal(38, 9)) as latest_quantity,
-        cast(null as {{ dbt.type_string() }}) as latest_event_id,
+        cast(null as {{ text_type() }}) as latest_event_id,
         first_event_at,
         last_event_at
     from {{ by_event_type }}

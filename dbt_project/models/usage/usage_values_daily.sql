@@ -16,8 +16,8 @@ select
     cast(null as date) as usage_date,
     cast(null as uuid) as user_id,
     cast(null as uuid) as org_id,
-    cast(null as {{ dbt.type_string() }}) as metric_type,
-    cast(null as {{ dbt.type_string() }}) as value_text
+    cast(null as {{ text_type() }}) as metric_type,
+    cast(null as {{ text_type() }}) as value_text
 from {{ events }}
 where false
 {% endfor %}

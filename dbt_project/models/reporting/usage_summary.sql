@@ -1,0 +1,170 @@
+{{ config(tags=['current']) }}
+
+{#- Whole months inside a window are read as months and only its edges as days, so that a year costs
+    months. The edges lie in three stretches of days, read apart so that the engine can skip all
+    others: recent ones, those a year back, and those two years back. -#}
+{% set stretches = ['recent', 'a year back', 'two years back'] %}
+{% set scopes = [('user', ['user_id']), ('org', ['org_id']), ('platform', [])] %}
+
+with as_of as (
+    select max(usage_date) as as_of_date from {{ ref('stg_landed_days') }}
+),
+
+lengths as (
+    select 'week' as time_window, 7 as days
+    union all
+    select 'month' as time_window, 30 as days
+    union all
+    select 'year' as time_window, 365 as days
+),
+
+windows as (
+    select
+        lengths.time_window,
+        'current' as period,
+        {{ add_days('as_of.as_of_date', '1 - lengths.days') }} as starts_on,
+        {{ add_days('as_of.as_of_date', 1) }} as ends_on
+    from lengths cross join as_of
+    union all
+    select
+        lengths.time_window,
+        'previous' as period,
+        {{ add_days('as_of.as_of_date', '1 - 2 * lengths.days') }} as starts_on,
+        {{ add_days('as_of.as_of_date', '1 - lengths.days') }} as ends_on
+    from lengths cross join as_of
+),
+
+days_of_windows as (
+    select
+        windows.time_window,
+        windows.period,
+        calendar.calendar_date as usage_date,
+        {{ month_of('calendar.calendar_date') }} as month,
+        {{ month_of('calendar.calendar_date') }} >= windows.starts_on
+        and {{ next_month('calendar.calendar_date') }} <= windows.ends_on
+            as is_in_whole_month,
+        case
+            when calendar.calendar_date > {{ add_days('as_of.as_of_date', -62) }} then 'recent'
+            when calendar.calendar_date > {{ add_days('as_of.as_of_date', '-365 - 62') }} then 'a year back'
+            else 'two years back'
+        end as stretch
+    from windows
+    cross join as_of
+    inner join {{ ref('stg_calendar') }} as calendar
+        on calendar.calendar_date >= windows.starts_on and calendar.calendar_date < windows.ends_on
+),
+
+whole_months as (
+    select distinct time_window, period, month from days_of_windows where is_in_whole_month
+),
+
+edge_days as (
+    select time_window, period, usage_date, stretch from days_of_windows where not is_in_whole_month
+),
+
+partials as (
+    {% set columns %}
+        partials.user_id,
+        partials.org_id,
+        partials.metric_type,
+        partials.event_count,
+        partials.sum_quantity,
+        partials.min_quantity,
+        partials.max_quantity,
+        partials.latest_quantity,
+        partials.latest_event_id,
+        partials.first_event_at,
+        partials.last_event_at
+    {%- endset %}
+    select
+        whole_months.time_window,
+        whole_months.period,
+{{ columns }}
+    from {{ ref('usage_partials_monthly') }} as partials
+    inner join whole_months on partials.month = whole_months.month
+    {% for stretch in stretches %}
+    union all
+    select
+        edge_days.time_window,
+        edge_days.period,
+{{ columns }}
+    from {{ ref('usage_partials_daily') }} as partials
+    inner join edge_days on partials.usage_date = edge_days.usage_date
+    where edge_days.stretch = '{{ stretch }}'
+    {% endfor %}
+),
+
+distinct_values as (
+    {% set columns %}
+        distinct_values.user_id,
+        distinct_values.org_id,
+        distinct_values.metric_type,
+        distinct_values.value_text
+    {%- endset %}
+    select
+        whole_months.time_window,
+        whole_months.period,
+{{ columns }}
+    from {{ ref('usage_values_monthly') }} as distinct_values
+    inner join whole_months on distinct_values.month = whole_months.month
+    {% for stretch in stretches %}
+    union all
+    select
+        edge_days.time_window,
+        edge_days.period,
+{{ columns }}
+    from {{ ref('usage_values_daily') }} as distinct_values
+    inner join edge_days on distinct_values.usage_date = edge_days.usage_date
+    where edge_days.stretch = '{{ stretch }}'
+    {% endfor %}
+),
+
+totals as (
+    {% for scope, grain in scopes %}
+    select
+        '{{ scope }}' as scope,
+        {{ 'user_id' if scope == 'user' else 'cast(null as uuid)' }} as user_id,
+        {{ 'org_id' if scope == 'org' else 'cast(null as uuid)' }} as org_id,
+        time_window,
+        period,
+        metric_type,
+        total_quantity,
+        event_count
+    from ({{ merged_usage('partials', 'distinct_values', ['time_window', 'period'] + grain) }}) as merged_by_{{ scope }}
+    {% if grain %} where {{ grain[0] }} is not null {% endif %}
+    {% if not loop.last %} union all {% endif %}
+    {% endfor %}
+),
+
+compared as (
+    select
+        scope,
+        user_id,
+        org_id,
+        time_window,
+        metric_type,
+        coalesce(max(case when period = 'current' then total_quantity end), 0) as total_quantity,
+        coalesce(max(case when period = 'previous' then total_quantity end), 0) as previous_quantity,
+        coalesce(max(case when period = 'current' then event_count end), 0) as event_count
+    from totals
+    group by scope, user_id, org_id, time_window, metric_type
+)
+
+select
+    compared.scope,
+    compared.user_id,
+    compared.org_id,
+    compared.time_window,
+    compared.metric_type,
+    {{ add_days('windows.ends_on', -1) }} as as_of_date,
+    windows.starts_on as window_start,
+    windows.ends_on as window_end,
+    compared.total_quantity,
+    compared.previous_quantity,
+    {{ exact_ratio(
+        '(compared.total_quantity - compared.previous_quantity)', 'compared.previous_quantity'
+    ) }} as change_ratio,
+    compared.event_count
+from compared
+inner join windows
+    on compared.time_window = windows.time_window and windows.period = 'current'

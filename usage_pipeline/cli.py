@@ -1,0 +1,306 @@
+"""The command line: parse, call, print. Dagster and dbt are imported only by commands that run them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from usage_pipeline import app_db, diagnosis, exports, landing
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.settings import Settings, load_settings
+from usage_pipeline.warehouse import DayRange
+
+app = typer.Typer(
+    help="Usage events of a SaaS application, turned into numbers one can bill on.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app_db_commands = typer.Typer(
+    help="The application database: schema and sample data, for development and tests.",
+    no_args_is_help=True,
+)
+app.add_typer(app_db_commands, name="app-db")
+out = Console()
+err = Console(stderr=True)
+
+DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a date; write YYYY-MM-DD") from None
+
+
+def _month(text: str) -> date:
+    try:
+        return date.fromisoformat(f"{text}-01")
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a month; write YYYY-MM") from None
+
+
+@contextmanager
+def _progress(description: str, total: int | None = None) -> Iterator[tuple[Progress, int]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        yield progress, progress.add_task(description, total=total or 1)
+
+
+@app_db_commands.command("init")
+def app_db_init() -> None:
+    """Create the source schema where it is absent.
+
+    Example: `usage-pipeline app-db init`
+    """
+    settings = load_settings()
+    app_db.create_schema(app_db.app_database_url(settings))
+    out.print("The application's tables are there.")
+
+
+@app_db_commands.command("load-sample")
+def load_sample(
+    events: Annotated[int, typer.Option(help="How many usage events.", min=1)] = DEMO_EVENTS,
+    days: Annotated[int, typer.Option(help="Over how many days, up to today.", min=1)] = DEMO_DAYS,
+    users: Annotated[int, typer.Option(help="Of how many users.", min=1)] = DEMO_USERS,
+    seed: Annotated[int, typer.Option(help="Same seed, same rows.", min=0)] = DEMO_SEED,
+) -> None:
+    """Fill an empty source with a deterministic, believable history.
+
+    Example: `usage-pipeline app-db load-sample --events 1000000 --days 365 --users 5000 --seed 1`
+    """
+    settings = load_settings()
+    _load_sample(settings, events, days, users, seed)
+
+
+def _load_sample(settings: Settings, events: int, days: int, users: int, seed: int) -> None:
+    from usage_pipeline.app_db.sample import load_sample as load
+
+    with _progress("loading sample events", events) as (progress, task):
+        report = load(
+            app_db.app_database_url(settings),
+            events=events,
+            days=days,
+            users=users,
+            seed=seed,
+            end=settings.today(),
+            zone=settings.zone,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    out.print(
+        f"Loaded {report.events:,} events of {report.users:,} users and {report.orgs:,} "
+        f"organisations, {report.first_day} to {report.last_day}, in {report.seconds:.1f} s."
+    )
+
+
+@app.command()
+def rollup(
+    start: Annotated[
+        date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
+    ] = None,
+    end: Annotated[
+        date | None,
+        typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
+    ] = None,
+) -> None:
+    """Roll up the days [start, end) and their months: ingest, transform, check, publish.
+
+    Example: `usage-pipeline rollup --start 2026-05-01 --end 2026-06-01`
+    """
+    settings = load_settings()
+    days = _days(settings, start, end)
+    started = time.perf_counter()
+    run_ids = _rollup(settings, days)
+    out.print(
+        f"Rolled up {len(days.days()):,} day(s) {days} in {time.perf_counter() - started:.1f} s "
+        f"(runs {', '.join(run_id[:8] for run_id in run_ids)})."
+    )
+    _print_totals(settings, days)
+
+
+def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
+    last = end or settings.today()
+    if start is None:
+        start = last - timedelta(days=1)
+    days = DayRange(start, last)
+    landing.check_range(settings, days)
+    return days
+
+
+def _rollup(settings: Settings, days: DayRange) -> list[str]:
+    # Before Dagster's and dbt's seconds of imports: an unreachable source fails at once.
+    with app_db.connect(app_db.app_database_url(settings)):
+        pass
+    with _progress("starting") as (progress, task):
+        from usage_pipeline.definitions import build_defs
+        from usage_pipeline.orchestration.launch import run_rollup
+
+        defs = build_defs(settings)
+        defs.resources["rollup"].progress = lambda what, done, total: progress.update(  # type: ignore[index]
+            task, description=what, completed=done, total=total
+        )
+        return run_rollup(defs, settings, days)
+
+
+def _print_totals(settings: Settings, days: DayRange) -> None:
+    table = Table(title="Published totals by month")
+    for heading in ("month", "metric", "total", "events", "users"):
+        table.add_column(heading, justify="left" if heading in ("month", "metric") else "right")
+    rows = diagnosis.monthly_totals(settings, days.whole_months())
+    for month, metric, total, events, users in rows[-42:]:
+        table.add_row(f"{month:%Y-%m}", metric, f"{total:,}", f"{events:,}", f"{users:,}")
+    out.print(table)
+    if len(rows) > 42:
+        out.print(f"({len(rows) - 42} earlier rows are in platform_usage_monthly.)")
+    out.print(f"Snapshot {settings.snapshot_path}, Parquet {settings.serving_dir / 'parquet'},")
+    out.print(f"Postgres schema {settings.publish_schema}.")
+
+
+@app.command()
+def demo() -> None:
+    """Embedded Postgres, a sample history, everything rolled up, a summary.
+
+    Example: `usage-pipeline demo`
+    """
+    settings = load_settings()
+    url = app_db.app_database_url(settings)
+    app_db.create_schema(url)
+    if diagnosis.count_users(url):
+        out.print("The source already holds data; rolling that up.")
+    else:
+        _load_sample(settings, DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED)
+    first = max(settings.today() - timedelta(days=DEMO_DAYS), settings.start_date)
+    days = DayRange(first, settings.today())
+    started = time.perf_counter()
+    _rollup(settings, days)
+    out.print(f"Rolled up {len(days.days())} days in {time.perf_counter() - started:.1f} s.")
+    _print_totals(settings, days)
+    out.print("Next: `make up` for the UI at http://127.0.0.1:3000, or `usage-pipeline status`.")
+
+
+@app.command()
+def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
+    """Webserver and daemon on 127.0.0.1, schedules and sensors running.
+
+    Example: `usage-pipeline up`
+    """
+    from usage_pipeline.orchestration.launch import prepare_dagster_home, webserver_command
+
+    settings = load_settings()
+    prepare_dagster_home(settings)
+    app_db.dagster_database_url(settings)
+    app_db.app_database_url(settings)
+    out.print(f"Dagster at http://127.0.0.1:{port} (stop with Ctrl-C)")
+    server = subprocess.Popen(webserver_command(port), env={**os.environ}, start_new_session=True)
+
+    def stop(signum: int, frame: object) -> None:
+        server.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    raise typer.Exit(max(server.wait(), 0))
+
+
+@app.command()
+def export(
+    month: Annotated[date, typer.Option(parser=_month, metavar="YYYY-MM", help="The month.")],
+    user: Annotated[UUID | None, typer.Option(help="One user only.")] = None,
+    events: Annotated[bool, typer.Option("--events", help="The user's raw events.")] = False,
+) -> None:
+    """Write the per-user CSV exports of a month.
+
+    Example: `usage-pipeline export --month 2026-05`
+    """
+    settings = load_settings()
+    if events:
+        if user is None:
+            raise typer.BadParameter("--events needs --user UUID")
+        out.print(str(exports.export_user_events(settings, month, user)))
+        return
+    with _progress("writing exports") as (progress, task):
+        report = exports.export_month(
+            settings,
+            month,
+            user,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    out.print(f"{report.users:,} users, {report.written:,} files written: {report.manifest.parent}")
+
+
+@app.command()
+def status() -> None:
+    """What is landed, pending and published; per asset the last partition and its age.
+
+    Example: `usage-pipeline status`
+    """
+    from usage_pipeline.orchestration.state import asset_states
+
+    settings = load_settings()
+    summary = diagnosis.summary(settings)
+    for line in summary.lines:
+        out.print(line)
+    table = Table()
+    for heading in ("asset", "last partition", "last run", "partitions", "failed"):
+        table.add_column(heading)
+    for state in asset_states(settings):
+        table.add_row(*state)
+    out.print(table)
+    if not summary.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Check databases, privileges, versions, disk, clock and locks, with remedies.
+
+    Example: `usage-pipeline doctor`
+    """
+    settings = load_settings()
+    failed = False
+    for finding in diagnosis.examine(settings):
+        failed = failed or not finding.ok
+        mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+        out.print(f"{mark} {finding.what}: {finding.detail}")
+        if not finding.ok:
+            out.print(f"     → {finding.remedy}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: expected failures are one line on stderr, `--debug` shows the traceback."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except UsagePipelineError as error:
+        if debug:
+            raise
+        err.print(f"[red]Error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What `status`, `doctor` and the summaries say: reads every layer, changes none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import duckdb
+
+from usage_pipeline import landing, warehouse
+from usage_pipeline.app_db import app_database_url, connect, dagster_database_url, publish_database_url
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.rollup import Rollup
+from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange, ranges_of_days
+
+MINIMUM_POSTGRES = 130_000
+MINIMUM_FREE_BYTES = 2 * 1024**3
+MAXIMUM_CLOCK_SKEW = timedelta(seconds=30)
+
+MonthTotal = tuple[date, str, Decimal, int, int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `doctor`."""
+
+    what: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of `status`; healthy when nothing is missing, damaged or waiting."""
+
+    lines: list[str]
+    healthy: bool
+
+
+def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
+    """Published totals by month and metric."""
+    with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
+        return db.execute(
+            "select month, metric_type, total_quantity, event_count, active_users "
+            "from platform_usage_monthly where month >= ? and month < ? order by month, metric_type",
+            [days.start, days.end],
+        ).fetchall()
+
+
+def count_users(url: str) -> int:
+    """Users in the source."""
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from users")
+        return int((cursor.fetchone() or (0,))[0])
+
+
+def summary(settings: Settings) -> Summary:
+    """What is landed, missing, damaged, pending and published."""
+    rollup = Rollup(settings)
+    landed = landing.landed_manifests(settings)
+    lines, healthy = [], True
+    if not landed:
+        return Summary(["Nothing is landed yet; start with `usage-pipeline rollup`."], False)
+    first, last, yesterday = min(landed), max(landed), settings.today() - timedelta(days=1)
+    lines.append(f"Landed: {len(landed)} days, {first} to {last}.")
+    missing = sorted(set(DayRange(first, settings.today()).days()) - set(landed))
+    for what, days in (
+        ("Missing", ranges_of_days(missing)),
+        (
+            "Damaged or outdated",
+            ranges_of_days(landing.days_to_repair(settings, rollup.transformer.needs_event_data)),
+        ),
+        ("Landed or built but not published", rollup.pending.ranges()),
+    ):
+        if days:
+            healthy = False
+            shown = ", ".join(str(r) for r in days[:5]) + (" …" if len(days) > 5 else "")
+            lines.append(f"{what}: {shown}. Run `usage-pipeline rollup` over them.")
+    with warehouse.connect(settings, ":memory:") as db:
+        try:
+            db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
+            row = db.execute("select published_at, run_id from published.snapshot").fetchone()
+        except duckdb.Error:
+            row = None
+    if row is None:
+        lines.append("Nothing is published yet.")
+        healthy = False
+    else:
+        lines.append(f"Published: {row[0].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, run {row[1]}.")
+    if last < yesterday:
+        lines.append(f"Late: yesterday, {yesterday}, is not landed yet.")
+    return Summary(lines, healthy)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check of `doctor`; none stops the others."""
+    yield Finding("versions", True, f"duckdb {duckdb.__version__}")
+    yield from _probe("meters file", lambda: f"{len(Rollup(settings).transformer.meters)} meters")
+    yield from _source(settings)
+    yield from _probe("publish database", lambda: _publish(settings))
+    yield from _probe("Dagster storage", lambda: _version(dagster_database_url(settings)))
+    yield from _probe("Postgres extension of DuckDB", lambda: _extension(settings))
+    settings.home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.home).free
+    yield Finding(
+        "disk",
+        free >= MINIMUM_FREE_BYTES,
+        f"{free / 1024**3:.1f} GiB free below {settings.home}",
+        "Free space, or move USAGE_HOME",
+    )
+    lock = settings.home / "writer.lock"
+    holder = lock.read_text() if lock.exists() else ""
+    yield Finding("warehouse lock", True, f"held by {holder}" if holder else "free")
+
+
+def _probe(what: str, probe) -> Iterator[Finding]:  # type: ignore[no-untyped-def]
+    try:
+        yield Finding(what, True, probe())
+    except UsagePipelineError as error:
+        yield Finding(what, False, error.problem, error.remedy)
+
+
+def _source(settings: Settings) -> Iterator[Finding]:
+    try:
+        url = app_database_url(settings)
+        with connect(url) as connection, connection.cursor() as cursor:
+            cursor.execute("select current_setting('server_version_num')::int, clock_timestamp()")
+            version, now = cursor.fetchone() or (0, datetime.now(UTC))
+    except UsagePipelineError as error:
+        yield Finding("source database", False, error.problem, error.remedy)
+        return
+    yield Finding(
+        "source database",
+        version >= MINIMUM_POSTGRES,
+        f"Postgres {version // 10000}",
+        "Upgrade to Postgres 13 or later",
+    )
+    skew = abs(datetime.now(UTC) - now)
+    yield Finding(
+        "clock",
+        skew <= MAXIMUM_CLOCK_SKEW,
+        f"{skew.total_seconds():.1f} s apart from the source's",
+        "Synchronise this machine's clock; schedules and day boundaries depend on it",
+    )
+    for table in ("usage_events", *landing.SNAPSHOTS):
+        yield from _probe(f"source table {table}", lambda table=table: _readable(url, table))
+
+
+def _readable(url: str, table: str) -> str:
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(f"select * from ({landing.source_query(table)}) as source limit 1")
+        return "readable"
+
+
+def _version(url: str) -> str:
+    with connect(url, "DAGSTER_PG_URL") as connection, connection.cursor() as cursor:
+        cursor.execute("select current_setting('server_version')")
+        return f"Postgres {(cursor.fetchone() or ('?',))[0]}"
+
+
+def _publish(settings: Settings) -> str:
+    schema = settings.publish_schema
+    url = publish_database_url(settings)
+    with connect(url, "USAGE_PUBLISH_DATABASE_URL") as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select exists (select 1 from pg_namespace where nspname = %s), "
+            "has_database_privilege(current_database(), 'CREATE')",
+            (schema,),
+        )
+        exists, may_create = cursor.fetchone() or (False, False)
+        if exists:
+            cursor.execute("select has_schema_privilege(%s, 'CREATE')", (schema,))
+            if not (cursor.fetchone() or (False,))[0]:
+                raise UsagePipelineError(
+                    f"The role may not create tables in schema {schema}",
+                    f"Run: grant create, usage on schema {schema} to the role",
+                )
+        elif not may_create:
+            raise UsagePipelineError(
+                f"Schema {schema} is absent and the role may not create it",
+                f"Run: create schema {schema} authorization the role",
+            )
+    return f"schema {schema} can be written"
+
+
+def _extension(settings: Settings) -> str:
+    with warehouse.connect(settings, ":memory:") as db:
+        try:
+            warehouse.load_postgres_extension(db)
+        except duckdb.Error as error:
+            raise UsagePipelineError(
+                f"It does not load ({str(error).splitlines()[0]})",
+                "Install duckdb-extension-postgres-scanner in the version of duckdb",
+            ) from None
+    return "loaded"

@@ -1,0 +1,1 @@
+"""Dagster's view of the pipeline, one file per concept. The only code that imports Dagster."""

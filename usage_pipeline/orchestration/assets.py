@@ -1,0 +1,329 @@
+"""Assets: thin. Each calls a step of the rollup and returns its figures as metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
+
+from usage_pipeline import exports, landing
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.orchestration.metadata import sparkline, table_metadata
+from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
+from usage_pipeline.rollup import Rollup
+from usage_pipeline.transform import NodeResult
+from usage_pipeline.warehouse import DayRange
+
+OWNERS = ["team:data"]
+WAREHOUSE_POOL = "warehouse"
+SOURCE_TABLES = {
+    "usage_events": "Usage events as the application logs them; read one day at a time.",
+    "users": "Users, without their e-mail addresses.",
+    "orgs": "Organisations.",
+    "org_members": "Who belongs to which organisation.",
+    "subscriptions": "Subscriptions of users and organisations.",
+    "plan_limits": "What each plan includes.",
+}
+
+
+def build_assets(
+    rollup: Rollup, partitions: Partitions
+) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Everything between the application database and the outputs, in flow order."""
+    manifest = json.loads(rollup.transformer.manifest_path().read_text())
+    return [
+        *_external_assets(),
+        *_landing_assets(partitions),
+        *_dbt_assets(manifest, partitions),
+        *_output_assets(partitions),
+    ]
+
+
+@contextmanager
+def one_line_failures() -> Iterator[None]:
+    """An expected failure shows as its own words in the run, and is not retried."""
+    try:
+        yield
+    except UsagePipelineError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def _external_assets() -> list[dg.AssetSpec]:
+    return [
+        *(
+            dg.AssetSpec(
+                ["app_db", table],
+                group_name="app_db",
+                description=description,
+                owners=OWNERS,
+                kinds={"postgres"},
+            )
+            for table, description in SOURCE_TABLES.items()
+        ),
+        dg.AssetSpec(
+            ["landing", "landed_days"],
+            deps=[["landing", "usage_events"]],
+            group_name="landing",
+            description="The manifest beside each landed day: rows, sum, last event, extraction time.",
+            owners=OWNERS,
+            kinds={"json"},
+        ),
+        dg.AssetSpec(
+            ["published", "usage_aggregations"],
+            group_name="publishing",
+            description="The rows readers see now, read back so that updated_at moves only with "
+            "the numbers. Written by publishing/snapshot in the run before.",
+            owners=OWNERS,
+            kinds={"duckdb"},
+        ),
+    ]
+
+
+def _landing_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
+    @dg.asset(
+        key=["landing", "usage_events"],
+        deps=[["app_db", "usage_events"]],
+        group_name="landing",
+        description="Events as Parquet, one directory per local day, each replaced whole.",
+        owners=OWNERS,
+        kinds={"parquet", "postgres"},
+        partitions_def=partitions.daily,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def usage_events(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> dg.MaterializeResult:
+        with one_line_failures():
+            manifests = rollup.land_events(days_of(context).days())
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": sum(m.rows for m in manifests),
+                "bytes": sum(m.bytes for m in manifests),
+                "invalid quantities": sum(m.invalid_rows for m in manifests),
+                "duplicates left out": sum(m.duplicate_rows for m in manifests),
+                "days": len(manifests),
+                "events per day": sparkline([m.rows for m in manifests]),
+                "last days": dg.MetadataValue.md(
+                    "| day | events | sum of quantities |\n|---|--:|--:|\n"
+                    + "\n".join(
+                        f"| {m.usage_date} | {m.rows} | {m.sum_quantity} |" for m in manifests[-7:]
+                    )
+                ),
+            }
+        )
+
+    @dg.multi_asset(
+        name="snapshots",
+        specs=[
+            dg.AssetSpec(
+                ["landing", table],
+                deps=[["app_db", table]] if table in SOURCE_TABLES else [],
+                group_name="landing",
+                description=SOURCE_TABLES.get(
+                    table, "Local days and the instants at which they begin and end."
+                ),
+                owners=OWNERS,
+                kinds={"parquet"},
+            )
+            for table in (*landing.SNAPSHOTS, "calendar")
+        ],
+    )
+    def snapshots(rollup: dg.ResourceParam[Rollup]) -> Iterator[dg.MaterializeResult]:
+        with one_line_failures():
+            rows = rollup.land_snapshots()
+        for table in landing.SNAPSHOTS:
+            yield dg.MaterializeResult(
+                asset_key=["landing", table], metadata={"dagster/row_count": rows[table]}
+            )
+        yield dg.MaterializeResult(asset_key=["landing", "calendar"])
+
+    return [usage_events, snapshots]
+
+
+class _Translator(DagsterDbtTranslator):
+    """Names and groups dbt's models after their folder, which is their place in the flow."""
+
+    def __init__(self) -> None:
+        # Tests run once, in the audit before publishing, not after each model.
+        super().__init__(DagsterDbtTranslatorSettings(enable_asset_checks=False))
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        return asset_key_of(dbt_resource_props)
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
+        return str(dbt_resource_props["fqn"][1])
+
+    def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> Sequence[str]:
+        return OWNERS
+
+    def get_tags(self, dbt_resource_props: Mapping[str, Any]) -> Mapping[str, str]:
+        return {"grain": str(dbt_resource_props["tags"][0])}
+
+    def get_description(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        return str(dbt_resource_props["description"])
+
+
+def asset_key_of(node: Mapping[str, Any]) -> dg.AssetKey:
+    """`usage/usage_daily` for a model, `landing/users` for a source."""
+    folder = node["source_name"] if node["resource_type"] == "source" else node["fqn"][1]
+    return dg.AssetKey([folder, node["name"]])
+
+
+def _dbt_assets(
+    manifest: Mapping[str, Any], partitions: Partitions
+) -> list[dg.AssetsDefinition]:
+    translator = _Translator()
+
+    @dbt_assets(
+        manifest=manifest,
+        select="tag:staging",
+        name="staging_views",
+        dagster_dbt_translator=translator,
+        pool=WAREHOUSE_POOL,
+    )
+    def staging_views(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.MaterializeResult]:
+        with one_line_failures():
+            results = rollup.build_staging()
+        yield from _materialized(context, rollup, results, None)
+
+    @dbt_assets(
+        manifest=manifest,
+        select="tag:daily",
+        name="daily_models",
+        dagster_dbt_translator=translator,
+        partitions_def=partitions.daily,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=WAREHOUSE_POOL,
+    )
+    def daily_models(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.MaterializeResult]:
+        days = days_of(context)
+        with one_line_failures():
+            results = rollup.build_days([days])
+        yield from _materialized(context, rollup, results, days)
+
+    @dbt_assets(
+        manifest=manifest,
+        select="tag:monthly",
+        name="monthly_models",
+        dagster_dbt_translator=translator,
+        partitions_def=partitions.monthly,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=WAREHOUSE_POOL,
+    )
+    def monthly_models(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.MaterializeResult]:
+        months = months_of(context)
+        with one_line_failures():
+            results = rollup.build_months([])
+        yield from _materialized(context, rollup, results, months)
+
+    @dbt_assets(
+        manifest=manifest,
+        select="tag:current",
+        name="current_models",
+        dagster_dbt_translator=translator,
+        pool=WAREHOUSE_POOL,
+    )
+    def current_models(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.MaterializeResult]:
+        with one_line_failures():
+            results = rollup.build_current()
+        yield from _materialized(context, rollup, results, None)
+
+    return [staging_views, daily_models, monthly_models, current_models]
+
+
+def _materialized(
+    context: dg.AssetExecutionContext,
+    rollup: Rollup,
+    results: Sequence[NodeResult],
+    days: DayRange | None,
+) -> Iterator[dg.MaterializeResult]:
+    """One result a selected asset, with the window's rows and a few of them to look at."""
+    keys = {key.path[-1]: key for key in context.selected_asset_keys}
+    seconds = {result.name: result.seconds for result in results}
+    metadata = table_metadata(rollup, list(keys), days)
+    for name, key in keys.items():
+        yield dg.MaterializeResult(
+            asset_key=key,
+            metadata={"seconds": round(seconds.get(name, 0.0), 3), **metadata[name]},
+        )
+
+
+def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
+    outputs = {
+        "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
+        "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
+        "postgres": ("The published schema in Postgres; changed rows only.", "postgres"),
+    }
+
+    @dg.multi_asset(
+        name="publish",
+        specs=[
+            dg.AssetSpec(
+                ["publishing", name],
+                deps=[
+                    dg.AssetDep(["reporting", "usage_summary"]),
+                    *(
+                        dg.AssetDep(key)
+                        for key in (
+                            ["usage", "usage_aggregations"],
+                            ["usage", "invalid_usage_events"],
+                            ["usage", "usage_daily_by_dimension"],
+                            ["usage", "org_usage_daily"],
+                            ["usage", "org_usage_monthly"],
+                            ["platform", "platform_usage_daily"],
+                            ["platform", "platform_usage_monthly"],
+                            ["platform", "platform_metrics_daily"],
+                            ["platform", "platform_metrics_monthly"],
+                            ["platform", "subscriptions_by_plan_daily"],
+                            ["platform", "user_retention_monthly"],
+                        )
+                    ),
+                ],
+                group_name="publishing",
+                description=description,
+                owners=OWNERS,
+                kinds={kind},
+            )
+            for name, (description, kind) in outputs.items()
+        ],
+        pool=WAREHOUSE_POOL,
+    )
+    def publish(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.MaterializeResult]:
+        with one_line_failures():
+            report = rollup.publish(context.run_id)
+        for name in outputs:
+            yield dg.MaterializeResult(
+                asset_key=["publishing", name], metadata=report.metadata(name)
+            )
+
+    @dg.asset(
+        key=["reporting", "user_exports"],
+        deps=[["publishing", "snapshot"]],
+        group_name="reporting",
+        description="One CSV per user with the month's usage by day, and a manifest.",
+        owners=OWNERS,
+        kinds={"csv"},
+        partitions_def=partitions.monthly,
+    )
+    def user_exports(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> dg.MaterializeResult:
+        with one_line_failures():
+            report = exports.export_month(rollup.settings, months_of(context).start)
+        return dg.MaterializeResult(metadata=report.metadata())
+
+    return [publish, user_exports]

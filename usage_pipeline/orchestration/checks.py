@@ -1,0 +1,129 @@
+"""Checks: the audit before publishing (every dbt test), freshness, and row counts that look wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from usage_pipeline import landing
+from usage_pipeline.orchestration.assets import (
+    WAREHOUSE_POOL,
+    asset_key_of,
+    one_line_failures,
+)
+from usage_pipeline.rollup import Rollup, blocking_failures
+
+GATE = "blocking_tests_pass"
+GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
+WEEKS_COMPARED = 4
+FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
+
+
+def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
+    """The audit as one step, and two checks of what the audit cannot see."""
+    manifest = json.loads(rollup.transformer.manifest_path().read_text())
+    tests = {
+        unique_id: node
+        for unique_id, node in manifest["nodes"].items()
+        if node["resource_type"] == "test"
+    }
+    keys = {
+        unique_id: dg.AssetCheckKey(_tested_asset(manifest, node), _check_name(node))
+        for unique_id, node in tests.items()
+    }
+    specs = [
+        dg.AssetCheckSpec(
+            key.name,
+            asset=key.asset_key,
+            description=tests[unique_id].get("description") or f"dbt test {tests[unique_id]['name']}",
+            metadata={"severity": tests[unique_id]["config"]["severity"]},
+        )
+        for unique_id, key in keys.items()
+    ]
+    gate = dg.AssetCheckSpec(
+        GATE,
+        asset=GATE_ASSET,
+        blocking=True,  # the one that stops publishing; a model's own check cannot block its siblings
+        description="No test of severity error failed; otherwise nothing is published.",
+    )
+
+    @dg.multi_asset_check(specs=[*specs, gate], name="audit", pool=WAREHOUSE_POOL)
+    def audit(
+        context: dg.AssetCheckExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> Iterator[dg.AssetCheckResult]:
+        with one_line_failures():
+            results = {result.unique_id: result for result in rollup.audit()}
+        for unique_id, key in keys.items():
+            result = results.get(unique_id)
+            severe = tests[unique_id]["config"]["severity"].lower() == "error"
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=key.name,
+                passed=result is None or result.status == "pass",
+                severity=dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN,
+                metadata=(
+                    {"rows": result.failures or 0, "message": result.message} if result else {}
+                ),
+            )
+        failures = blocking_failures(results.values())
+        yield dg.AssetCheckResult(
+            asset_key=GATE_ASSET,
+            check_name=GATE,
+            passed=not failures,
+            metadata={"failed": [result.name for result in failures], "tests": len(results)},
+        )
+
+    @dg.asset_check(
+        asset=dg.AssetKey(["publishing", "snapshot"]),
+        name="yesterday_is_published",
+        description="The newest landed day is yesterday in USAGE_TIMEZONE.",
+    )
+    def yesterday_is_published(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
+        newest = max(landing.landed_manifests(rollup.settings), default=None)
+        behind = (rollup.settings.today() - newest).days - 1 if newest else None
+        return dg.AssetCheckResult(
+            passed=behind == 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"newest day": str(newest), "days behind": str(behind)},
+        )
+
+    @dg.asset_check(
+        asset=dg.AssetKey(["landing", "usage_events"]),
+        name="row_count_is_usual",
+        description=(
+            f"The newest day has {FEWEST} to {MOST} times the events of the median of the same "
+            f"weekday in the {WEEKS_COMPARED} weeks before."
+        ),
+    )
+    def row_count_is_usual(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
+        manifests = landing.landed_manifests(rollup.settings)
+        newest = max(manifests, default=None)
+        before = (
+            [m.rows for day, m in manifests.items() if 0 < (newest - day).days <= 7 * WEEKS_COMPARED
+             and day.weekday() == newest.weekday()]
+            if newest
+            else []
+        )
+        usual = median(before) if before else None
+        rows = manifests[newest].rows if newest else 0
+        return dg.AssetCheckResult(
+            passed=usual is None or FEWEST * usual <= rows <= MOST * usual,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"day": str(newest), "events": rows, "usual": usual or 0},
+        )
+
+    return [audit, yesterday_is_published, row_count_is_usual]
+
+
+def _tested_asset(manifest: Mapping[str, Any], node: Mapping[str, Any]) -> dg.AssetKey:
+    models = [name for name in node["depends_on"]["nodes"] if name.startswith("model.")]
+    tested = node.get("attached_node") or models[0]
+    return asset_key_of(manifest["nodes"][tested])
+
+
+def _check_name(node: Mapping[str, Any]) -> str:
+    return str(node["name"])

@@ -1,0 +1,40 @@
+"""Jobs: which assets run together."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from usage_pipeline.orchestration.partitions import Partitions
+
+NIGHTLY = "nightly_rollup"
+MONTHLY = "monthly_rollup"
+EXPORTS = "monthly_exports"
+
+
+def build_jobs(partitions: Partitions) -> list[dg.UnresolvedAssetJobDefinition]:
+    """The three jobs; `months_follow_days` and `month_closed` (sensors) chain them."""
+    daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
+    monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")
+    published = dg.AssetSelection.groups("publishing")
+    return [
+        dg.define_asset_job(
+            NIGHTLY,
+            selection=daily.materializable().without_checks(),
+            partitions_def=partitions.daily,
+            description="Days: extract from the application database and build the daily models.",
+        ),
+        dg.define_asset_job(
+            MONTHLY,
+            selection=(monthly | published).materializable(),
+            partitions_def=partitions.monthly,
+            description=(
+                "Months of the days just built: monthly models, summaries, audit, publishing."
+            ),
+        ),
+        dg.define_asset_job(
+            EXPORTS,
+            selection=dg.AssetSelection.assets("reporting/user_exports"),
+            partitions_def=partitions.monthly,
+            description="Per-user CSV exports of a month.",
+        ),
+    ]

@@ -1,0 +1,91 @@
+"""Running the jobs from the command line, in this process, recorded like any other run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from usage_pipeline.app_db import dagster_database_url
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
+from usage_pipeline.orchestration.sensors import CHAINED_TAG
+from usage_pipeline.settings import PROJECT_DIR, Settings
+from usage_pipeline.warehouse import DayRange
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+# The daemon retries crashed runs, but a command's user sees the failure and decides.
+_CLI_TAGS = {CHAINED_TAG: "no", "dagster/max_retries": "0"}
+
+
+def prepare_dagster_home(settings: Settings) -> None:
+    """Make `$USAGE_HOME/dagster` DAGSTER_HOME, with the project's dagster.yaml in it."""
+    settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(PROJECT_DIR / "dagster.yaml", settings.dagster_home / "dagster.yaml")
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The instance in Postgres; the embedded server stays up as long as it is open."""
+    prepare_dagster_home(settings)
+    dagster_database_url(settings)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list[str]:
+    """Roll up days and their months as two runs; gives the run ids.
+
+    Raises:
+        UsagePipelineError: the failure of the first step that failed, in its own words.
+    """
+    with dagster_instance(settings) as instance:
+        return [
+            _run(defs, instance, NIGHTLY, day_range_tags(days)),
+            _run(defs, instance, MONTHLY, month_range_tags(days)),
+        ]
+
+
+def _run(
+    defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
+) -> str:
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        tags={**tags, **_CLI_TAGS},
+        run_config=_QUIET,
+        raise_on_error=False,
+    )
+    if not result.success:
+        raise _failure(result)
+    return result.run_id
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            words = data.user_failure_data.description if data.user_failure_data else None
+            if words:
+                problem, _, remedy = words.rpartition(". ") if words.count(". ") else (words, "", "")
+                return UsagePipelineError(problem or words, remedy or "Correct it and run again")
+            error = data.error
+            text = f"{error.cls_name}: {error.message}" if error else "no message"
+            return UsagePipelineError(
+                f"Step {event.step_key} failed ({text.splitlines()[0]})",
+                f"Run again with --debug, or read run {result.run_id} in the Dagster UI",
+            )
+    return UsagePipelineError(
+        f"Run {result.run_id} failed before its first step", "Read it in the Dagster UI"
+    )
+
+
+def webserver_command(port: int) -> list[str]:
+    """`dagster dev`: webserver, daemon and code server in one process tree, on this machine only."""
+    workspace = str(PROJECT_DIR / "workspace.yaml")
+    return [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]

@@ -1,0 +1,59 @@
+"""What a materialisation shows in the UI: rows, a preview, a small plot. Reads, never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from usage_pipeline import warehouse
+from usage_pipeline.rollup import Rollup
+from usage_pipeline.warehouse import DayRange
+
+PREVIEW_ROWS = 5
+_BARS = "▁▂▃▄▅▆▇█"
+_DATE_COLUMNS = ("usage_date", "metric_date", "month")
+
+
+def sparkline(numbers: Sequence[int], width: int = 60) -> str:
+    """The last `width` numbers as a line of bars."""
+    shown = list(numbers)[-width:]
+    top = max(shown, default=0) or 1
+    return "".join(_BARS[int(n / top * (len(_BARS) - 1))] for n in shown)
+
+
+def table_metadata(
+    rollup: Rollup, tables: Sequence[str], days: DayRange | None
+) -> dict[str, dict[str, Any]]:
+    """Rows (in the window, for dated tables) and a preview of each table of the warehouse."""
+    settings = rollup.settings
+    found: dict[str, dict[str, Any]] = {}
+    with (
+        warehouse.exclusive(settings, "reading previews"),
+        warehouse.connect(settings, settings.warehouse_path, read_only=True) as db,
+    ):
+        db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
+        for table in tables:
+            columns = [row[0] for row in db.execute(f"describe {table}").fetchall()]
+            dated = next((c for c in _DATE_COLUMNS if c in columns), None)
+            where, parameters = "", []
+            if days and dated:
+                where, parameters = f"where {dated} >= ? and {dated} < ?", [days.start, days.end]
+            metadata: dict[str, Any] = {}
+            if not table.startswith("stg_") and table != "usage_aggregations":
+                rows = db.execute(f"select count(*) from {table} {where}", parameters).fetchall()
+                metadata["dagster/row_count"] = rows[0][0]
+                preview = db.execute(
+                    f"select * from {table} {where} limit {PREVIEW_ROWS}", parameters
+                ).fetchall()
+                metadata["preview"] = dg.MetadataValue.md(_markdown(columns, preview))
+            found[table] = metadata
+    return found
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])

@@ -1,0 +1,72 @@
+"""Partitions and what they mean as days. Keys are local dates in USAGE_TIMEZONE."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import dagster as dg
+
+from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange, next_month
+
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+PARTITION_TAG = "dagster/partition"
+
+
+class Partitions:
+    """The two partitions definitions of the pipeline.
+
+    Attributes:
+        daily: one key a local day that is over.
+        monthly: one key a calendar month, the running one included (month to date).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.daily = dg.DailyPartitionsDefinition(
+            start_date=settings.start_date.isoformat(), timezone=settings.timezone
+        )
+        self.monthly = dg.MonthlyPartitionsDefinition(
+            start_date=settings.start_date.replace(day=1).isoformat(),
+            timezone=settings.timezone,
+            end_offset=1,
+        )
+
+
+def days_of(context: dg.AssetExecutionContext) -> DayRange:
+    """The days a run of daily partitions covers, one or many."""
+    keys = context.partition_key_range
+    return DayRange(
+        date.fromisoformat(keys.start), date.fromisoformat(keys.end) + timedelta(days=1)
+    )
+
+
+def months_of(context: dg.AssetExecutionContext) -> DayRange:
+    """The days of the months a run of monthly partitions covers."""
+    keys = context.partition_key_range
+    return DayRange(date.fromisoformat(keys.start), next_month(date.fromisoformat(keys.end)))
+
+
+def day_range_tags(days: DayRange) -> dict[str, str]:
+    """Run tags that select a range of daily partitions in a single run."""
+    return {
+        RANGE_START_TAG: days.start.isoformat(),
+        RANGE_END_TAG: (days.end - timedelta(days=1)).isoformat(),
+    }
+
+
+def month_range_tags(days: DayRange) -> dict[str, str]:
+    """Run tags that select the months of some days in a single run."""
+    return {
+        RANGE_START_TAG: days.start.replace(day=1).isoformat(),
+        RANGE_END_TAG: (days.end - timedelta(days=1)).replace(day=1).isoformat(),
+    }
+
+
+def days_of_run(tags: dict[str, str]) -> DayRange | None:
+    """The daily partitions that a finished run covered; None when it had none."""
+    first = tags.get(RANGE_START_TAG) or tags.get(PARTITION_TAG)
+    last = tags.get(RANGE_END_TAG) or tags.get(PARTITION_TAG)
+    if not first or not last:
+        return None
+    return DayRange(date.fromisoformat(first), date.fromisoformat(last) + timedelta(days=1))

@@ -1,0 +1,171 @@
+"""A rollup, step by step, without Dagster: land, build days, build months, audit, publish.
+
+The steps share the pending days (see `warehouse`): every build covers the days of the run and all
+days that an earlier run left unpublished, and only what was audited is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+from usage_pipeline import landing, publishing, warehouse
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.landing import Manifest
+from usage_pipeline.publishing import PublishReport
+from usage_pipeline.settings import Settings
+from usage_pipeline.transform import NodeResult, Transformer
+from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
+
+# One dbt pass over more events than this would spill; 25 million fit the memory limit easily.
+EVENTS_A_PASS = 25_000_000
+
+Progress = Callable[[str, int, int], None]
+
+
+class Rollup:
+    """The steps of a rollup over one USAGE_HOME.
+
+    Args:
+        settings: paths, databases, time zone.
+
+    Attributes:
+        progress: called with what is being done, how much of it is done, and how much there is;
+            replaced by whoever has a place to show it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.progress: Progress = lambda what, done, total: None
+        self.transformer = Transformer(settings)
+        self.pending: PendingDays = self.transformer.pending(
+            lambda: landing.landed_manifests(settings)
+        )
+        self._audited_revision: int | None = None
+
+    def land_events(self, days: Iterable[date]) -> list[Manifest]:
+        """Extract days, and again every landed day that is damaged or was cut differently."""
+        wanted = set(days)
+        repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
+        wanted.update(repairs)
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        self.pending.add(ranges_of_days(wanted))
+        landed = 0
+
+        def progress(manifest: Manifest) -> None:
+            nonlocal landed
+            landed += 1
+            self.progress(f"landing {manifest.usage_date}", landed, len(wanted))
+
+        return landing.land_events(self.settings, sorted(wanted), progress)
+
+    def land_snapshots(self) -> dict[str, int]:
+        """Replace the snapshots of the other tables and the calendar; gives rows by table."""
+        landing.land_calendar(self.settings)
+        return landing.land_snapshots(self.settings)
+
+    def build_staging(self) -> list[NodeResult]:
+        """Create the staging views."""
+        with self._writing("building staging"):
+            publishing.ensure_snapshot(self.settings)
+            return self.transformer.run("tag:staging")
+
+    def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
+        """Build the daily models over the given days and all pending ones."""
+        with self._writing("building daily models"):
+            results: list[NodeResult] = []
+            passes = list(self._passes(self.pending.add(ranges)))
+            for done, days in enumerate(passes):
+                self.progress(f"building days {days}", done, len(passes))
+                results = self.transformer.run("tag:daily", days)
+            return results
+
+    def build_months(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
+        """Build the monthly models over the months of the given days and of all pending ones."""
+        with self._writing("building monthly models"):
+            results: list[NodeResult] = []
+            months = merge_ranges(r.whole_months() for r in self.pending.add(ranges))
+            for done, days in enumerate(months):
+                self.progress(f"building months {days}", done, len(months))
+                results = self.transformer.run("tag:monthly", days)
+            return results
+
+    def build_current(self) -> list[NodeResult]:
+        """Build what has no partitions: the trailing summaries and the published view."""
+        with self._writing("building summaries"):
+            return self.transformer.run("tag:current")
+
+    def audit(self) -> list[NodeResult]:
+        """Run every data test over the pending days; the worst result of each test."""
+        with self._writing("auditing"):
+            return self._audit()
+
+    def publish(self, run_id: str) -> PublishReport:
+        """Publish the pending days to the snapshot, to Parquet and to Postgres.
+
+        When another run changed the warehouse since this one's audit, months, summaries and audit
+        are repeated first, so that no unaudited row is ever published.
+
+        Raises:
+            UsagePipelineError: a blocking test fails, or an output cannot be written; what was
+                published before stays as it was.
+        """
+        with self._writing("publishing"):
+            if self._audited_revision != self.pending.revision():
+                self._bring_up_to_date()
+            ranges = self.pending.ranges()
+            report = publishing.publish(self.settings, ranges, run_id)
+            self.pending.remove(ranges)
+            return report
+
+    def _bring_up_to_date(self) -> None:
+        for days in merge_ranges(r.whole_months() for r in self.pending.ranges()):
+            self.transformer.run("tag:monthly", days)
+        self.transformer.run("tag:current")
+        failures = blocking_failures(self._audit())
+        if failures:
+            raise UsagePipelineError(
+                f"Blocking checks failed: {', '.join(result.name for result in failures)}",
+                "Read the checks in the Dagster UI; the previous snapshot stays published",
+            )
+
+    def _audit(self) -> list[NodeResult]:
+        self._audited_revision = None
+        revision = self.pending.revision()
+        worst: dict[str, NodeResult] = {}
+        for days in self.pending.ranges():
+            for result in self.transformer.test(days):
+                known = worst.get(result.unique_id)
+                if known is None or (result.failures or 0) > (known.failures or 0):
+                    worst[result.unique_id] = result
+        if not blocking_failures(worst.values()):
+            self._audited_revision = revision
+        return list(worst.values())
+
+    def _passes(self, ranges: list[DayRange]) -> Iterator[DayRange]:
+        """Ranges cut so that one dbt pass reads a bounded number of events."""
+        manifests = landing.landed_manifests(self.settings)
+        for days in ranges:
+            start, events = days.start, 0
+            for day in days.days():
+                rows = manifests[day].rows if day in manifests else 0
+                if events and events + rows > EVENTS_A_PASS:
+                    yield DayRange(start, day)
+                    start, events = day, 0
+                events += rows
+            yield DayRange(start, days.end)
+
+    @contextmanager
+    def _writing(self, purpose: str) -> Iterator[Path]:
+        self.progress(purpose, 0, 1)
+        with warehouse.exclusive(
+            self.settings, purpose, lambda holder: self.progress(f"waiting for {holder}", 0, 1)
+        ):
+            yield self.settings.warehouse_path
+
+
+def blocking_failures(results: Iterable[NodeResult]) -> list[NodeResult]:
+    """The results that forbid publishing; tests of severity `warn` never do."""
+    return [result for result in results if result.status in ("fail", "error")]

@@ -1,0 +1,212 @@
+"""Transforming: dbt, run inside this process. Which models and tests run is said in the dbt project.
+
+dbt's parse is done once per change of the project or the meters and kept under USAGE_HOME/dbt;
+running in-process with that manifest saves the seconds a dbt command needs to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usage_pipeline import meters as metering
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
+from usage_pipeline.warehouse import DayRange, PendingDays
+
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What dbt says of one model or test.
+
+    Attributes:
+        unique_id: dbt's id, such as `model.usage_pipeline.usage_daily`.
+        status: `success`, `pass`, `warn`, `fail` or `error`.
+        seconds: its run time.
+        failures: rows a test found, None for models.
+        message: dbt's own words.
+    """
+
+    unique_id: str
+    status: str
+    seconds: float
+    failures: int | None
+    message: str
+
+    @property
+    def name(self) -> str:
+        return self.unique_id.split(".")[2]
+
+
+class Transformer:
+    """The dbt project bound to one warehouse.
+
+    Args:
+        settings: paths, time zone and meters file.
+
+    Raises:
+        UsagePipelineError: the meters file is not valid.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.meters = metering.load_meters(settings)
+        self._manifest: Manifest | None = None
+
+    @property
+    def needs_event_data(self) -> bool:
+        return any(meter.reads_event_data for meter in self.meters)
+
+    @property
+    def version(self) -> str:
+        """Identifies what warehouse rows are built with; another version means: rebuild."""
+        parts = [
+            _project_hash(),
+            metering.meters_version(self.meters),
+            self.settings.timezone,
+            self.settings.start_date.isoformat(),
+        ]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    def pending(self, landed: Callable[[], Iterable[date]]) -> PendingDays:
+        return PendingDays(self.settings, self.version, landed)
+
+    def manifest_path(self) -> Path:
+        """dbt's manifest.json, made by a parse when absent or older than project and meters."""
+        path = self.settings.dbt_target_dir / "manifest.json"
+        stamp = self.settings.dbt_target_dir / "parsed_version"
+        current = f"{self.version} {self.settings.landing_dir}"
+        if not path.exists() or not stamp.exists() or stamp.read_text() != current:
+            self._parse()
+            stamp.write_text(current)
+        return path
+
+    def run(self, selection: str, days: DayRange | None = None) -> list[NodeResult]:
+        """Build the models of a selection, for a window of days where one is given.
+
+        Raises:
+            UsagePipelineError: a model failed; names it and what the engine said.
+        """
+        results = self._invoke("run", "--select", selection, days=days)
+        failed = [result for result in results if result.status == "error"]
+        if failed:
+            raise UsagePipelineError(
+                f"The model {failed[0].name} failed: {_first_line(failed[0].message)}",
+                _remedy(failed[0].message),
+            )
+        return results
+
+    def test(self, days: DayRange) -> list[NodeResult]:
+        """Run the data tests over a window; failures are results, not exceptions."""
+        # `dbt test` knows no event times; a build of nothing but tests does.
+        return self._invoke("build", "--resource-type", "test", days=days)
+
+    def _parse(self) -> None:
+        self._dbt(["parse"])
+
+    def _invoke(self, command: str, *options: str, days: DayRange | None) -> list[NodeResult]:
+        arguments = [command, *options, "--no-write-json"]
+        if days:
+            arguments += ["--event-time-start", days.start.isoformat()]
+            arguments += ["--event-time-end", days.end.isoformat()]
+        return [
+            NodeResult(
+                unique_id=result.node.unique_id,
+                status=str(result.status),
+                seconds=result.execution_time,
+                failures=result.failures,
+                message=result.message or "",
+            )
+            for result in self._dbt(arguments).results
+        ]
+
+    def _dbt(self, arguments: list[str]) -> Any:  # noqa: ANN401 - dbt's result has no stable type
+        from dbt.cli.main import dbtRunner
+
+        self._set_environment()
+        parsing = arguments == ["parse"]
+        runner = dbtRunner(manifest=None if parsing else self._loaded_manifest())
+        outcome = runner.invoke(
+            [
+                "--quiet",
+                "--no-use-colors",
+                "--log-level-file",
+                "none",
+                "--no-version-check",
+                *arguments,
+                "--project-dir",
+                str(DBT_PROJECT_DIR),
+                "--profiles-dir",
+                str(DBT_PROJECT_DIR),
+                "--target-path",
+                str(self.settings.dbt_target_dir),
+                "--vars",
+                json.dumps(self.dbt_vars()),
+            ]
+        )
+        if outcome.exception:
+            raise UsagePipelineError(
+                f"dbt {arguments[0]} failed: {_first_line(str(outcome.exception))}",
+                _remedy(str(outcome.exception)),
+            ) from outcome.exception
+        if parsing:
+            self._manifest = outcome.result
+        return outcome.result
+
+    def dbt_vars(self) -> dict[str, Any]:
+        return {
+            **metering.dbt_vars(self.meters),
+            "start_date": self.settings.start_date.isoformat(),
+        }
+
+    def _loaded_manifest(self) -> Manifest:
+        if self._manifest is None:
+            self._parse()  # quick: dbt reuses its partial parse when nothing changed
+        assert self._manifest is not None
+        return self._manifest
+
+    def _set_environment(self) -> None:
+        """profiles.yml and sources.yml take their paths from the environment."""
+        settings = self.settings
+        settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
+        settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+        os.environ.update(
+            USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
+            USAGE_DBT_SCRATCH=str(settings.scratch_dir / "duckdb"),
+            USAGE_DBT_LANDING=str(settings.landing_dir),
+            USAGE_DBT_SNAPSHOT=str(settings.snapshot_path),
+        )
+
+
+def _project_hash() -> str:
+    digest = hashlib.sha256()
+    for folder in ("models", "macros"):
+        for path in sorted((DBT_PROJECT_DIR / folder).rglob("*.*")):
+            digest.update(path.name.encode() + path.read_bytes())
+    digest.update((DBT_PROJECT_DIR / "dbt_project.yml").read_bytes())
+    return digest.hexdigest()
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # dbt puts the kind of error first and the engine's words second.
+    return " ".join(lines[:2]) if lines else "no message"
+
+
+def _remedy(message: str) -> str:
+    if ".parquet" in message:
+        return "Delete the named landing file; the next run extracts that day again"
+    if "No space left" in message or "out of disk" in message.lower():
+        return "Free disk space and run again; what is published stays as it was"
+    if "Could not set lock" in message or "Conflicting lock" in message:
+        return "Close whatever has warehouse.duckdb open; read serving/usage.duckdb instead"
+    return "Correct the cause and run again; what is published stays as it was"
