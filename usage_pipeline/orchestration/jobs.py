@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from usage_pipeline.orchestration.partitions import Partitions
 
@@ -11,7 +12,7 @@ MONTHLY = "monthly_rollup"
 EXPORTS = "monthly_exports"
 
 
-def build_jobs(partitions: Partitions) -> list[dg.UnresolvedAssetJobDefinition]:
+def build_jobs(partitions: Partitions) -> list[UnresolvedAssetJobDefinition]:
     """The three jobs; `months_follow_days` and `month_closed` (sensors) chain them."""
     daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
     monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")
@@ -25,7 +26,8 @@ def build_jobs(partitions: Partitions) -> list[dg.UnresolvedAssetJobDefinition]:
         ),
         dg.define_asset_job(
             MONTHLY,
-            selection=(monthly | published).materializable(),
+            selection=(monthly | published).materializable().without_checks()
+            | dg.AssetSelection.all_asset_checks(),
             partitions_def=partitions.monthly,
             description=(
                 "Months of the days just built: monthly models, summaries, audit, publishing."

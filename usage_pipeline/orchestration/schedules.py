@@ -1,7 +1,5 @@
 """Schedules: what the clock starts. What follows a run is a sensor."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import dagster as dg

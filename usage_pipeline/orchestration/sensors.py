@@ -1,11 +1,10 @@
 """Sensors: what follows the end of a run."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 import requests
 
 from usage_pipeline.app_db import redact
@@ -19,13 +18,16 @@ USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
 WEBHOOK_TIMEOUT_SECONDS = 10
 
 
-def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
+def build_sensors(
+    settings: Settings, jobs: Sequence[UnresolvedAssetJobDefinition]
+) -> list[dg.SensorDefinition]:
     """`months_follow_days`, `month_closed` and `run_failed`."""
+    by_name = {job.name: job for job in jobs}
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.SUCCESS,
         name="months_follow_days",
-        request_jobs=[dg.JobSelector(job_name=MONTHLY)],
+        request_job=by_name[MONTHLY],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
         description=(
@@ -44,14 +46,13 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
             return
         yield dg.RunRequest(
             run_key=run.run_id,
-            job_name=MONTHLY,
             tags={**month_range_tags(days), DAYS_END_TAG: days.end.isoformat()},
         )
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.SUCCESS,
         name="month_closed",
-        request_jobs=[dg.JobSelector(job_name=EXPORTS)],
+        request_job=by_name[EXPORTS],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
         description="When the last day of a month is published, writes the month's CSV exports.",
@@ -67,7 +68,6 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
         last_day = date.fromisoformat(days_end) - timedelta(days=1)
         yield dg.RunRequest(
             run_key=run.run_id,
-            job_name=EXPORTS,
             partition_key=last_day.replace(day=1).isoformat(),
         )
 

@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.launch import dagster_instance
 from usage_pipeline.settings import Settings
 
 
-def asset_states(settings: Settings) -> list[tuple[str, str, str, str, str]]:
+def asset_states(defs: dg.Definitions, settings: Settings) -> list[tuple[str, str, str, str, str]]:
     """Per asset: key, last partition, age of the last run, partitions materialised, failed ones."""
-    graph = build_defs(settings).resolve_asset_graph()
+    graph = defs.resolve_asset_graph()
     states = []
     with dagster_instance(settings) as instance:
         for key in sorted(graph.materializable_asset_keys):

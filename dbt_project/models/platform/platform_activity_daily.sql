@@ -16,12 +16,20 @@ landed_days as (
     where {{ in_window('usage_date', 'trailing') }}
 ),
 
+active as (
+    select distinct
+        usage_date,
+        user_id
+    from partials
+    where user_id is not null
+),
+
 days_of_users as (
     select
         usage_date,
         user_id,
         lead(usage_date) over (partition by user_id order by usage_date) as next_active_date
-    from (select distinct usage_date, user_id from partials where user_id is not null) as active
+    from active
 ),
 
 departures as (

@@ -11,11 +11,12 @@ with as_of as (
 ),
 
 lengths as (
-    select 'week' as time_window, 7 as days
-    union all
-    select 'month' as time_window, 30 as days
-    union all
-    select 'year' as time_window, 365 as days
+    {% for time_window, days in [('week', 7), ('month', 30), ('year', 365)] %}
+    select
+        '{{ time_window }}' as time_window,
+        {{ days }} as days
+    {% if not loop.last %} union all {% endif %}
+    {% endfor %}
 ),
 
 windows as (
@@ -24,14 +25,16 @@ windows as (
         'current' as period,
         {{ add_days('as_of.as_of_date', '1 - lengths.days') }} as starts_on,
         {{ add_days('as_of.as_of_date', 1) }} as ends_on
-    from lengths cross join as_of
+    from lengths
+    cross join as_of
     union all
     select
         lengths.time_window,
         'previous' as period,
         {{ add_days('as_of.as_of_date', '1 - 2 * lengths.days') }} as starts_on,
         {{ add_days('as_of.as_of_date', '1 - lengths.days') }} as ends_on
-    from lengths cross join as_of
+    from lengths
+    cross join as_of
 ),
 
 days_of_windows as (
@@ -51,19 +54,32 @@ days_of_windows as (
     from windows
     cross join as_of
     inner join {{ ref('stg_calendar') }} as calendar
-        on calendar.calendar_date >= windows.starts_on and calendar.calendar_date < windows.ends_on
+        on windows.starts_on <= calendar.calendar_date and windows.ends_on > calendar.calendar_date
 ),
 
 whole_months as (
-    select distinct time_window, period, month from days_of_windows where is_in_whole_month
+    select distinct
+        time_window,
+        period,
+        month
+    from days_of_windows
+    where is_in_whole_month
 ),
 
 edge_days as (
-    select time_window, period, usage_date, stretch from days_of_windows where not is_in_whole_month
+    select
+        time_window,
+        period,
+        usage_date,
+        stretch
+    from days_of_windows
+    where not is_in_whole_month
 ),
 
 partials as (
-    {% set columns %}
+    select
+        whole_months.time_window,
+        whole_months.period,
         partials.user_id,
         partials.org_id,
         partials.metric_type,
@@ -75,11 +91,6 @@ partials as (
         partials.latest_event_id,
         partials.first_event_at,
         partials.last_event_at
-    {%- endset %}
-    select
-        whole_months.time_window,
-        whole_months.period,
-{{ columns }}
     from {{ ref('usage_partials_monthly') }} as partials
     inner join whole_months on partials.month = whole_months.month
     {% for stretch in stretches %}
@@ -87,7 +98,17 @@ partials as (
     select
         edge_days.time_window,
         edge_days.period,
-{{ columns }}
+        partials.user_id,
+        partials.org_id,
+        partials.metric_type,
+        partials.event_count,
+        partials.sum_quantity,
+        partials.min_quantity,
+        partials.max_quantity,
+        partials.latest_quantity,
+        partials.latest_event_id,
+        partials.first_event_at,
+        partials.last_event_at
     from {{ ref('usage_partials_daily') }} as partials
     inner join edge_days on partials.usage_date = edge_days.usage_date
     where edge_days.stretch = '{{ stretch }}'
@@ -95,16 +116,13 @@ partials as (
 ),
 
 distinct_values as (
-    {% set columns %}
+    select
+        whole_months.time_window,
+        whole_months.period,
         distinct_values.user_id,
         distinct_values.org_id,
         distinct_values.metric_type,
         distinct_values.value_text
-    {%- endset %}
-    select
-        whole_months.time_window,
-        whole_months.period,
-{{ columns }}
     from {{ ref('usage_values_monthly') }} as distinct_values
     inner join whole_months on distinct_values.month = whole_months.month
     {% for stretch in stretches %}
@@ -112,7 +130,10 @@ distinct_values as (
     select
         edge_days.time_window,
         edge_days.period,
-{{ columns }}
+        distinct_values.user_id,
+        distinct_values.org_id,
+        distinct_values.metric_type,
+        distinct_values.value_text
     from {{ ref('usage_values_daily') }} as distinct_values
     inner join edge_days on distinct_values.usage_date = edge_days.usage_date
     where edge_days.stretch = '{{ stretch }}'
