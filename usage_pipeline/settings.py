@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     home: Path = Field(Path("data"), validation_alias="USAGE_HOME")
