@@ -70,14 +70,6 @@ def _external_assets() -> list[dg.AssetSpec]:
             owners=OWNERS,
             kinds={"json"},
         ),
-        dg.AssetSpec(
-            ["published", "usage_aggregations"],
-            group_name="publishing",
-            description="The rows readers see now, read back so that updated_at moves only with "
-            "the numbers. Written by publishing/snapshot in the run before.",
-            owners=OWNERS,
-            kinds={"duckdb"},
-        ),
     ]
 
 
@@ -154,6 +146,14 @@ class _Translator(DagsterDbtTranslator):
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
         return str(dbt_resource_props["fqn"][1])
+
+    def get_asset_spec(
+        self, manifest: Mapping[str, Any], unique_id: str, project: Any
+    ) -> dg.AssetSpec:
+        spec = super().get_asset_spec(manifest, unique_id, project)
+        # Reading back what is published, for updated_at, is no step of the flow.
+        flow = [dep for dep in spec.deps if dep.asset_key.path[0] != "published"]
+        return spec.replace_attributes(deps=flow)
 
     def get_owners(self, dbt_resource_props: Mapping[str, Any]) -> Sequence[str]:
         return OWNERS
