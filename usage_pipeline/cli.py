@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from typing import Annotated
 from uuid import UUID
@@ -215,11 +215,17 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     server = subprocess.Popen(webserver_command(port), env={**os.environ}, start_new_session=True)
 
     def stop(signum: int, frame: object) -> None:
-        server.send_signal(signal.SIGINT)
+        server.terminate()  # not SIGINT, which a shell's background jobs ignore
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    raise typer.Exit(max(server.wait(), 0))
+    try:
+        code = server.wait()
+    finally:
+        # A webserver or daemon that outlives `dagster dev` would hold port and database.
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+    raise typer.Exit(max(code, 0))
 
 
 @app.command()
