@@ -38,6 +38,7 @@ app.add_typer(app_db_commands, name="app-db")
 out = Console()
 err = Console(stderr=True)
 
+STOP_SECONDS = 15
 DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7
 
 
@@ -215,17 +216,16 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     server = subprocess.Popen(webserver_command(port), env={**os.environ}, start_new_session=True)
 
     def stop(signum: int, frame: object) -> None:
-        server.terminate()  # not SIGINT, which a shell's background jobs ignore
+        # The whole group: `dagster dev` alone ignores a SIGINT when started as a background job,
+        # and a webserver or daemon that outlives it would hold the port and the database.
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        signal.signal(signal.SIGALRM, lambda *_: os.killpg(server.pid, signal.SIGKILL))
+        signal.alarm(STOP_SECONDS)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    try:
-        code = server.wait()
-    finally:
-        # A webserver or daemon that outlives `dagster dev` would hold port and database.
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-    raise typer.Exit(max(code, 0))
+    raise typer.Exit(max(server.wait(), 0))
 
 
 @app.command()
