@@ -121,6 +121,7 @@ def _landing_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
             )
             for table in (*landing.SNAPSHOTS, "calendar")
         ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def snapshots(rollup: dg.ResourceParam[Rollup]) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
@@ -182,6 +183,7 @@ def _dbt_assets(
         select="tag:staging",
         name="staging_views",
         dagster_dbt_translator=translator,
+        backfill_policy=dg.BackfillPolicy.single_run(),
         pool=WAREHOUSE_POOL,
     )
     def staging_views(
@@ -230,6 +232,7 @@ def _dbt_assets(
         select="tag:current",
         name="current_models",
         dagster_dbt_translator=translator,
+        backfill_policy=dg.BackfillPolicy.single_run(),
         pool=WAREHOUSE_POOL,
     )
     def current_models(
@@ -296,6 +299,7 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
             )
             for name, (description, kind) in outputs.items()
         ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
         pool=WAREHOUSE_POOL,
     )
     def publish(
@@ -333,6 +337,7 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
         owners=OWNERS,
         kinds={"csv"},
         partitions_def=partitions.monthly,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
     )
     def user_exports(
         context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
