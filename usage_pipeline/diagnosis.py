@@ -11,7 +11,12 @@ from decimal import Decimal
 import duckdb
 
 from usage_pipeline import landing, warehouse
-from usage_pipeline.app_db import app_database_url, connect, dagster_database_url, publish_database_url
+from usage_pipeline.app_db import (
+    app_database_url,
+    connect,
+    dagster_database_url,
+    publish_database_url,
+)
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings

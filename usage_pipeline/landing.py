@@ -333,4 +333,3 @@ def _copy(settings: Settings, db: duckdb.DuckDBPyConnection, relation: str, path
         return int(copied[0][0])
     finally:
         temporary.unlink(missing_ok=True)
-

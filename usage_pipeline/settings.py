@@ -49,9 +49,7 @@ class Settings(BaseSettings):
     publish_schema: str = Field(
         "usage", validation_alias="USAGE_PUBLISH_SCHEMA", pattern=r"^[a-z_][a-z0-9_]{0,62}$"
     )
-    meters_file: Path = Field(
-        DBT_PROJECT_DIR / "meters.yml", validation_alias="USAGE_METERS_FILE"
-    )
+    meters_file: Path = Field(DBT_PROJECT_DIR / "meters.yml", validation_alias="USAGE_METERS_FILE")
     timezone: str = Field("UTC", validation_alias="USAGE_TIMEZONE")
     start_date: Annotated[date, NoDecode] = Field(
         date(2024, 1, 1), validation_alias="USAGE_START_DATE"
@@ -157,6 +155,5 @@ def load_settings() -> Settings:
         given = "a value that is not shown" if name in _SECRET_VARIABLES else repr(first["input"])
         raise UsagePipelineError(
             f"{name.upper()} is {given}, which is not accepted",
-            f"Set it to {_ACCEPTED.get(name, 'a valid value')}"
-            + " in the environment or in .env",
+            f"Set it to {_ACCEPTED.get(name, 'a valid value')}" + " in the environment or in .env",
         ) from None

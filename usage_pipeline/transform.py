@@ -129,7 +129,7 @@ class Transformer:
             for result in self._dbt(arguments).results
         ]
 
-    def _dbt(self, arguments: list[str]) -> Any:  # noqa: ANN401 - dbt's result has no stable type
+    def _dbt(self, arguments: list[str]) -> Any:
         from dbt.cli.main import dbtRunner
 
         self._set_environment()

@@ -1,18 +1,21 @@
 {#
   The window of days a run (re)builds, from --event-time-start/--event-time-end, and the
-  incremental strategy that replaces exactly that window. Without the flags (unit tests, a bare
-  compile) the window is all of time.
+  incremental strategy that replaces exactly that window. Without them (unit tests, a bare
+  compile) the window is all of time. They are arguments of the invocation: dbt's `flags` in Jinja
+  is a fixed selection that does not hold them.
 #}
 
 {% macro window_start(reach='day') -%}
-  {%- set day = (flags.EVENT_TIME_START | string)[:10] if flags.EVENT_TIME_START else '1900-01-01' -%}
+  {%- set given = invocation_args_dict.get('event_time_start') -%}
+  {%- set day = (given | string)[:10] if given else '1900-01-01' -%}
   {%- if reach == 'month' -%} {%- set day = day[:8] ~ '01' -%} {%- endif -%}
   cast('{{ day }}' as date)
 {%- endmacro %}
 
 {% macro window_end(reach='day') -%}
-  {%- if flags.EVENT_TIME_END -%}
-    {%- set last = modules.datetime.datetime.strptime((flags.EVENT_TIME_END | string)[:10], '%Y-%m-%d') -%}
+  {%- set given = invocation_args_dict.get('event_time_end') -%}
+  {%- if given -%}
+    {%- set last = modules.datetime.datetime.strptime((given | string)[:10], '%Y-%m-%d') -%}
     {%- if reach == 'month' -%}
       {%- set last = last - modules.datetime.timedelta(days=1) -%}
       {%- set last = last.replace(day=1) + modules.datetime.timedelta(days=31) -%}

@@ -66,13 +66,13 @@ def database_error(error: Exception, url: str, variable: str) -> UsagePipelineEr
         return UsagePipelineError(
             f"{place} refused the login", f"Check the user and password in {variable}"
         )
-    if code == errorcodes.UNDEFINED_TABLE or "relation" in lowered and "not exist" in lowered:
+    if code == errorcodes.UNDEFINED_TABLE or ("relation" in lowered and "not exist" in lowered):
         return UsagePipelineError(
             f"A table is missing in {place}: {text}",
             "Map your table in usage_pipeline/app_db/queries/, or create the schema with "
             "`usage-pipeline app-db init`",
         )
-    if code == errorcodes.UNDEFINED_COLUMN or "column" in lowered and "not exist" in lowered:
+    if code == errorcodes.UNDEFINED_COLUMN or ("column" in lowered and "not exist" in lowered):
         return UsagePipelineError(
             f"A column is missing in {place}: {text}",
             "Map your columns in usage_pipeline/app_db/queries/",

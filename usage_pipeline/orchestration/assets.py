@@ -173,9 +173,7 @@ def asset_key_of(node: Mapping[str, Any]) -> dg.AssetKey:
     return dg.AssetKey([folder, node["name"]])
 
 
-def _dbt_assets(
-    manifest: Mapping[str, Any], partitions: Partitions
-) -> list[dg.AssetsDefinition]:
+def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.AssetsDefinition]:
     translator = _Translator()
 
     @dbt_assets(
@@ -330,9 +328,9 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
             )
 
     @dg.asset(
-        key=["reporting", "user_exports"],
+        key=["publishing", "user_exports"],
         deps=[["publishing", "snapshot"]],
-        group_name="reporting",
+        group_name="publishing",
         description="One CSV per user with the month's usage by day, and a manifest.",
         owners=OWNERS,
         kinds={"csv"},

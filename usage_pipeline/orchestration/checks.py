@@ -37,7 +37,8 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         dg.AssetCheckSpec(
             key.name,
             asset=key.asset_key,
-            description=tests[unique_id].get("description") or f"dbt test {tests[unique_id]['name']}",
+            description=tests[unique_id].get("description")
+            or f"dbt test {tests[unique_id]['name']}",
             metadata={"severity": tests[unique_id]["config"]["severity"]},
         )
         for unique_id, key in keys.items()
@@ -105,8 +106,12 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         manifests = landing.landed_manifests(rollup.settings)
         newest = max(manifests, default=None)
         before = (
-            [m.rows for day, m in manifests.items() if 0 < (newest - day).days <= 7 * WEEKS_COMPARED
-             and day.weekday() == newest.weekday()]
+            [
+                m.rows
+                for day, m in manifests.items()
+                if 0 < (newest - day).days <= 7 * WEEKS_COMPARED
+                and day.weekday() == newest.weekday()
+            ]
             if newest
             else []
         )

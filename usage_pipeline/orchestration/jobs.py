@@ -16,7 +16,8 @@ def build_jobs(partitions: Partitions) -> list[UnresolvedAssetJobDefinition]:
     """The three jobs; `months_follow_days` and `month_closed` (sensors) chain them."""
     daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
     monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")
-    published = dg.AssetSelection.groups("publishing")
+    exported = dg.AssetSelection.assets("publishing/user_exports")
+    published = dg.AssetSelection.groups("publishing") - exported
     return [
         dg.define_asset_job(
             NIGHTLY,
@@ -35,7 +36,7 @@ def build_jobs(partitions: Partitions) -> list[UnresolvedAssetJobDefinition]:
         ),
         dg.define_asset_job(
             EXPORTS,
-            selection=dg.AssetSelection.assets("reporting/user_exports"),
+            selection=exported,
             partitions_def=partitions.monthly,
             description="Per-user CSV exports of a month.",
         ),

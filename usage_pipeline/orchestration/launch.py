@@ -52,9 +52,7 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
         ]
 
 
-def _run(
-    defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]
-) -> str:
+def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
         tags={**tags, **_CLI_TAGS},
@@ -72,7 +70,9 @@ def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
             data = event.step_failure_data
             words = data.user_failure_data.description if data.user_failure_data else None
             if words:
-                problem, _, remedy = words.rpartition(". ") if words.count(". ") else (words, "", "")
+                problem, _, remedy = (
+                    words.rpartition(". ") if words.count(". ") else (words, "", "")
+                )
                 return UsagePipelineError(problem or words, remedy or "Correct it and run again")
             error = data.error
             text = f"{error.cls_name}: {error.message}" if error else "no message"
@@ -88,4 +88,15 @@ def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
 def webserver_command(port: int) -> list[str]:
     """`dagster dev`: webserver, daemon and code server in one process tree, on this machine only."""
     workspace = str(PROJECT_DIR / "workspace.yaml")
-    return [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
+    return [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-w",
+        workspace,
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]

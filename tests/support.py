@@ -1,0 +1,191 @@
+"""What tests share: a source to fill, rollups step by step, and published tables to compare."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import psycopg2
+from psycopg2.extras import execute_values
+
+from usage_pipeline.publishing import PublishReport
+from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange, ranges_of_days
+
+# Columns that say when the pipeline did something, not what the numbers are.
+BOOKKEEPING = {"created_at", "updated_at", "detected_at"}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AppDatabase:
+    """A source database of one test."""
+
+    url: str
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> None:
+        connection = psycopg2.connect(self.url)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+        finally:
+            connection.close()
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        connection = psycopg2.connect(self.url)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute("set time zone 'UTC'")
+                cursor.execute(statement, parameters or None)
+                return cursor.fetchall()
+        finally:
+            connection.close()
+
+    def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows in the order of the table's columns."""
+        connection = psycopg2.connect(self.url)
+        try:
+            with connection, connection.cursor() as cursor:
+                execute_values(cursor, f"insert into {table} values %s", list(rows))
+        finally:
+            connection.close()
+
+
+def days(start: str, end: str) -> DayRange:
+    """Local days `[start, end)`."""
+    return DayRange(date.fromisoformat(start), date.fromisoformat(end))
+
+
+def day(start: str) -> DayRange:
+    """One local day."""
+    return ranges_of_days([date.fromisoformat(start)])[0]
+
+
+def build(settings: Settings, *ranges: DayRange) -> Rollup:
+    """Everything of a rollup up to the audit."""
+    rollup = Rollup(settings)
+    rollup.land_snapshots()
+    rollup.land_events([each for r in ranges for each in r.days()])
+    rollup.build_staging()
+    rollup.build_days(ranges)
+    rollup.build_months(ranges)
+    rollup.build_current()
+    return rollup
+
+
+def roll_up(settings: Settings, *ranges: DayRange, run_id: str = "test") -> PublishReport:
+    """A whole rollup as the jobs do it; no blocking check may fail."""
+    rollup = build(settings, *ranges)
+    failures = blocking_failures(rollup.audit())
+    assert not failures, [(failure.name, failure.message) for failure in failures]
+    return rollup.publish(run_id)
+
+
+def snapshot_query(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
+    """What a reader of serving/usage.duckdb gets."""
+    with duckdb.connect(str(settings.snapshot_path), read_only=True) as db:
+        db.execute("set TimeZone = 'UTC'")
+        return [tuple(_plain(cell) for cell in row) for row in db.execute(statement).fetchall()]
+
+
+def snapshot_tables(settings: Settings) -> dict[str, list[Row]]:
+    """All published tables of the snapshot, rows sorted."""
+    with duckdb.connect(str(settings.snapshot_path), read_only=True) as db:
+        db.execute("set TimeZone = 'UTC'")
+        return {table.name: _rows(db.execute(f"from {table.name}")) for table in SERVED_TABLES}
+
+
+def parquet_tables(settings: Settings) -> dict[str, list[Row]]:
+    """All published tables of serving/parquet, rows sorted; a dated table may have no file."""
+    found = {}
+    with duckdb.connect() as db:
+        db.execute("set TimeZone = 'UTC'")
+        for table in SERVED_TABLES:
+            folder = settings.serving_dir / "parquet" / table.name
+            if not any(folder.rglob("*.parquet")):
+                found[table.name] = []
+                continue
+            files = f"read_parquet('{folder}/**/*.parquet', hive_partitioning = {bool(table.dated)}"
+            files += ", hive_types = {'month': date})" if table.dated else ")"
+            hidden = "exclude (month)" if table.dated and table.grain != "month" else ""
+            found[table.name] = _rows(db.execute(f"select * {hidden} from {files}"))
+    return found
+
+
+def postgres_tables(url: str, schema: str = "usage") -> dict[str, list[Row]]:
+    """All published tables of the publish schema, rows sorted."""
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            found = {}
+            for table in SERVED_TABLES:
+                cursor.execute(f'select * from "{schema}".{table.name}')
+                found[table.name] = _rows(cursor)
+            return found
+    finally:
+        connection.close()
+
+
+def assert_published_alike(settings: Settings, url: str) -> dict[str, list[Row]]:
+    """The three outputs hold the same rows; gives them."""
+    snapshot, parquet, postgres = (
+        snapshot_tables(settings),
+        parquet_tables(settings),
+        postgres_tables(url, settings.publish_schema),
+    )
+    for name, rows in snapshot.items():
+        assert parquet[name] == rows, f"Parquet differs from the snapshot in {name}"
+        assert postgres[name] == rows, f"Postgres differs from the snapshot in {name}"
+    return snapshot
+
+
+def numbers_only(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Tables without the columns that say when the pipeline ran."""
+    return {
+        name: _sorted({c: v for c, v in row.items() if c not in BOOKKEEPING} for row in rows)
+        for name, rows in tables.items()
+    }
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """A golden file: lines that start with # are comments."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(line for line in file if line[0] not in "#\n"))
+
+
+def _rows(cursor: Any) -> list[Row]:  # noqa: ANN401 - both DB-API cursors
+    names = [column[0] for column in cursor.description]
+    return _sorted(
+        {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
+        for row in cursor.fetchall()
+    )
+
+
+def _sorted(rows: Iterable[Row]) -> list[Row]:
+    ordered = ({name: row[name] for name in sorted(row)} for row in rows)
+    return sorted(ordered, key=lambda row: str(list(row.values())))
+
+
+def _plain(cell: Any) -> Any:  # noqa: ANN401
+    """The same value from DuckDB, Parquet and psycopg2: ids and JSON as text, instants in UTC."""
+    if isinstance(cell, UUID):
+        return str(cell)
+    if isinstance(cell, datetime):
+        return cell.astimezone(UTC)
+    if isinstance(cell, dict):
+        return json.dumps(cell, sort_keys=True)
+    if isinstance(cell, str) and cell.startswith('{"event_count"'):
+        return json.dumps(json.loads(cell), sort_keys=True)
+    if isinstance(cell, Decimal):
+        return Decimal(format(cell, ".9f"))
+    return cell

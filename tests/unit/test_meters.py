@@ -1,0 +1,202 @@
+"""The meters file: what is accepted, and that each error names file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.meters import (
+    AGGREGATIONS,
+    EVENT_TYPES,
+    Meter,
+    dbt_vars,
+    json_path,
+    load_meters,
+    meters_version,
+    parse_meters,
+)
+from usage_pipeline.settings import DBT_PROJECT_DIR
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "meters.yml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+FULL = """\
+meters:
+  - key: ai_tokens_gpt
+    event_type: ai_tokens_used
+    aggregation: sum
+    value: $.usage.total
+    filter: {$.model: [gpt-4, gpt-4o], $.cached: false, $.version: 4}
+    dimensions: {model: $.model}
+    unit: tokens
+    description: Tokens used on GPT models
+  - {key: calls, event_type: api_call, aggregation: count}
+"""
+
+
+def test_a_full_meter_is_read(tmp_path: Path) -> None:
+    assert parse_meters(written(tmp_path, FULL)) == [
+        Meter(
+            key="ai_tokens_gpt",
+            event_type="ai_tokens_used",
+            aggregation="sum",
+            value="$.usage.total",
+            filter={"$.model": ["gpt-4", "gpt-4o"], "$.cached": ["false"], "$.version": ["4"]},
+            dimensions={"model": "$.model"},
+            unit="tokens",
+            description="Tokens used on GPT models",
+        ),
+        Meter(key="calls", event_type="api_call", aggregation="count"),
+    ]
+
+
+def test_the_default_file_sums_the_quantity_of_each_event_type() -> None:
+    meters = parse_meters(DBT_PROJECT_DIR / "meters.yml")
+    assert [meter.key for meter in meters] == list(EVENT_TYPES)
+    assert all(meter.event_type == meter.key for meter in meters)
+    assert {(meter.aggregation, meter.value) for meter in meters} == {("sum", None)}
+    assert not any(meter.reads_event_data for meter in meters)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_every_aggregation_is_accepted(aggregation: str, tmp_path: Path) -> None:
+    text = f"meters:\n  - {{key: k, event_type: e, aggregation: {aggregation}, value: quantity}}\n"
+    (meter,) = parse_meters(written(tmp_path, text))
+    assert meter.aggregation == aggregation
+
+
+BAD = {
+    "no mapping": ("- 1\n", 1, "meters"),
+    "another top-level key": ("metres: []\n", 1, "metres"),
+    "empty list": ("meters: []\n", 1, "meters"),
+    "meter is text": ("meters:\n  - api_call\n", 2, "meter"),
+    "unknown key": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    agg: x\n",
+        5,
+        "agg",
+    ),
+    "key given twice in one meter": ("meters:\n  - key: a\n    key: b\n", 3, "key"),
+    "missing event_type": ("meters:\n  - key: a\n    aggregation: count\n", 2, "event_type"),
+    "missing aggregation": ("meters:\n  - key: a\n    event_type: e\n", 2, "aggregation"),
+    "missing key": ("meters:\n  - event_type: e\n    aggregation: count\n", 2, "key"),
+    "not snake_case": (
+        "meters:\n  - key: ApiCalls\n    event_type: e\n    aggregation: count\n",
+        2,
+        "key",
+    ),
+    "quote in the event type": (
+        'meters:\n  - key: a\n    event_type: "e\'; drop"\n    aggregation: count\n',
+        3,
+        "event_type",
+    ),
+    "unknown aggregation": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: median\n",
+        4,
+        "aggregation",
+    ),
+    "value missing": ("meters:\n  - key: a\n    event_type: e\n    aggregation: sum\n", 2, "value"),
+    "value is no path": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: sum\n    value: usage.total\n",
+        5,
+        "value",
+    ),
+    "path with a quote": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: sum\n    value: $.a'b\n",
+        5,
+        "value",
+    ),
+    "filter without values": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    filter:\n      $.m: []\n",
+        6,
+        "filter",
+    ),
+    "filter by something else than a path": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    filter:\n      model: [x]\n",
+        6,
+        "filter",
+    ),
+    "dimension not snake_case": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    dimensions:\n      Model: $.m\n",
+        6,
+        "dimensions",
+    ),
+    "dimension is no path": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    dimensions:\n      model: m\n",
+        6,
+        "model",
+    ),
+    "key used twice": (
+        "meters:\n  - {key: a, event_type: e, aggregation: count}\n"
+        "  - {key: a, event_type: f, aggregation: count}\n",
+        3,
+        "a",
+    ),
+    "null key": ("meters:\n  - key:\n    event_type: e\n    aggregation: count\n", 2, "key"),
+    "tab instead of spaces": ("meters:\n\t- key: a\n", 2, "YAML"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_error_names_file_line_and_key(case: str, tmp_path: Path) -> None:
+    text, line, key = BAD[case]
+    path = written(tmp_path, text)
+    with pytest.raises(UsagePipelineError) as failure:
+        parse_meters(path)
+    assert failure.value.problem.startswith(f"{path}:{line}: ")
+    assert key in failure.value.problem
+    assert failure.value.remedy
+
+
+def test_an_empty_and_an_absent_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsagePipelineError, match="the file is empty"):
+        parse_meters(written(tmp_path, ""))
+    with pytest.raises(UsagePipelineError, match="Set USAGE_METERS_FILE"):
+        parse_meters(tmp_path / "absent.yml")
+
+
+def test_paths_are_refused_where_event_data_is_not_landed(
+    tmp_path: Path, make_settings: Any
+) -> None:
+    variables = {"USAGE_METERS_FILE": written(tmp_path, FULL), "USAGE_LAND_EVENT_DATA": False}
+    with pytest.raises(UsagePipelineError, match=r"ai_tokens_gpt read event_data.*LAND_EVENT_DATA"):
+        load_meters(make_settings(**variables))
+    assert len(load_meters(make_settings(**variables | {"USAGE_LAND_EVENT_DATA": True}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [
+        ("$.usage", '$."usage"'),
+        ("$.usage.total-ms[0]", '$."usage"."total-ms"[0]'),
+        ("$[12].x", '$[12]."x"'),
+    ],
+)
+def test_json_path_quotes_every_name(path: str, quoted: str) -> None:
+    assert json_path(path) == quoted
+
+
+def test_the_version_changes_with_the_numbers_and_not_with_the_prose(tmp_path: Path) -> None:
+    version = meters_version(parse_meters(written(tmp_path, FULL)))
+    prose = FULL.replace("Tokens used on GPT models", "GPT").replace("unit: tokens", "unit: t")
+    assert meters_version(parse_meters(written(tmp_path, prose))) == version
+    for old, new in (("gpt-4o", "gpt-5"), ("sum", "max"), ("$.usage.total", "$.usage.x")):
+        changed = parse_meters(written(tmp_path, FULL.replace(old, new)))
+        assert meters_version(changed) != version
+
+
+def test_event_types_of_meters_are_known_types(tmp_path: Path) -> None:
+    text = "meters:\n  - {key: a, event_type: file_opened, aggregation: count}\n"
+    assert dbt_vars(parse_meters(written(tmp_path, text)))["event_types"] == sorted(
+        [*EVENT_TYPES, "file_opened"]
+    )

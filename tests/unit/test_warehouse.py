@@ -1,0 +1,180 @@
+"""Ranges of days, the pending days, and the writer's lock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import days
+
+from usage_pipeline import warehouse
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
+
+MONDAY = days("2024-01-01", "2024-01-02")
+MIDWEEK = days("2024-01-03", "2024-01-05")
+
+
+def test_ranges_that_touch_or_overlap_are_merged_and_empty_ones_vanish() -> None:
+    assert merge_ranges(
+        [
+            days("2024-02-01", "2024-02-05"),
+            days("2024-01-01", "2024-01-03"),
+            days("2024-01-03", "2024-01-04"),
+            days("2024-02-02", "2024-02-03"),
+            days("2024-01-10", "2024-01-10"),
+        ]
+    ) == [days("2024-01-01", "2024-01-04"), days("2024-02-01", "2024-02-05")]
+
+
+_OFFSETS = st.lists(st.integers(0, 80), max_size=30)
+
+
+@given(_OFFSETS)
+def test_ranges_of_days_hold_exactly_those_days(offsets: list[int]) -> None:
+    wanted = {date(2024, 1, 20) + timedelta(days=offset) for offset in offsets}
+    ranges = ranges_of_days(wanted)
+    assert [day for each in ranges for day in each.days()] == sorted(wanted)
+    assert all(a.end < b.start for a, b in zip(ranges, ranges[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("of", "months"),
+    [
+        (("2024-02-29", "2024-03-01"), ("2024-02-01", "2024-03-01")),
+        (("2024-02-29", "2024-03-02"), ("2024-02-01", "2024-04-01")),
+        (("2023-12-31", "2024-01-01"), ("2023-12-01", "2024-01-01")),
+        (("2023-12-31", "2024-01-02"), ("2023-12-01", "2024-02-01")),
+        (("2024-01-01", "2024-02-01"), ("2024-01-01", "2024-02-01")),
+    ],
+)
+def test_whole_months_of_days(of: tuple[str, str], months: tuple[str, str]) -> None:
+    assert days(*of).whole_months() == days(*months)
+
+
+class TestPendingDays:
+    @pytest.fixture
+    def settings(self, make_settings: Any) -> Settings:
+        settings: Settings = make_settings()
+        settings.home.mkdir(parents=True)
+        return settings
+
+    def pending(
+        self, settings: Settings, version: str = "1", landed: tuple[DayRange, ...] = ()
+    ) -> PendingDays:
+        return PendingDays(settings, version, lambda: [d for r in landed for d in r.days()])
+
+    def published(self, settings: Settings) -> PendingDays:
+        """A warehouse whose only day was built and published."""
+        pending = self.pending(settings)
+        pending.add([MONDAY])
+        settings.warehouse_path.touch()
+        pending.remove([MONDAY])
+        return pending
+
+    def test_a_new_warehouse_has_every_landed_day_pending(self, settings: Settings) -> None:
+        pending = self.pending(settings, landed=(MONDAY, MIDWEEK))
+        assert pending.ranges() == [MONDAY, MIDWEEK]
+        assert pending.add([]) == [MONDAY, MIDWEEK]
+
+    def test_days_stay_pending_until_they_are_removed(self, settings: Settings) -> None:
+        pending = self.published(settings)
+        assert pending.ranges() == []
+        pending.add([MIDWEEK])
+        assert self.pending(settings).ranges() == [MIDWEEK]  # another process
+        pending.remove([days("2024-01-03", "2024-01-04")])
+        assert pending.ranges() == [days("2024-01-04", "2024-01-05")]
+
+    def test_every_change_is_a_new_revision(self, settings: Settings) -> None:
+        pending = self.published(settings)
+        revision = pending.revision()
+        pending.add([MONDAY])
+        assert pending.revision() > revision
+        assert pending.revision() == self.pending(settings).revision()
+
+    def test_another_version_makes_all_landed_days_pending_and_drops_the_warehouse(
+        self, settings: Settings
+    ) -> None:
+        self.published(settings)
+        other = self.pending(settings, "2", landed=(MONDAY, MIDWEEK))
+        assert other.ranges() == [MONDAY, MIDWEEK]
+        assert other.add([]) == [MONDAY, MIDWEEK]
+        assert not settings.warehouse_path.exists()
+
+    def test_a_deleted_warehouse_makes_all_landed_days_pending(self, settings: Settings) -> None:
+        self.published(settings)
+        settings.warehouse_path.unlink()
+        assert self.pending(settings, landed=(MIDWEEK,)).ranges() == [MIDWEEK]
+
+    def test_a_kill_before_the_warehouse_exists_loses_no_pending_day(
+        self, settings: Settings
+    ) -> None:
+        self.pending(settings, landed=(MONDAY,)).add([MIDWEEK])  # killed before dbt made the file
+        assert self.pending(settings).ranges() == [MONDAY, MIDWEEK]
+
+    def test_a_warehouse_lost_twice_is_rebuilt_twice(self, settings: Settings) -> None:
+        self.published(settings)
+        settings.warehouse_path.unlink()
+        landed = (MONDAY, MIDWEEK)
+        self.pending(settings, landed=landed).add([])
+        settings.warehouse_path.touch()
+        self.pending(settings, landed=landed).remove([MONDAY])  # one pass published, then lost
+        settings.warehouse_path.unlink()
+        assert self.pending(settings, landed=landed).ranges() == [MONDAY, MIDWEEK]
+
+    @pytest.mark.parametrize("content", ["", '{"version": "1", "pen', "null", "{}"])
+    def test_a_damaged_state_file_rebuilds_rather_than_fails(
+        self, content: str, settings: Settings
+    ) -> None:
+        self.published(settings)
+        (settings.home / "warehouse.json").write_text(content)
+        assert self.pending(settings, landed=(MONDAY,)).ranges() == [MONDAY]
+
+    def test_the_state_file_is_replaced_whole(self, settings: Settings) -> None:
+        self.published(settings)
+        state = json.loads((settings.home / "warehouse.json").read_text())
+        assert state["pending"] == []
+        assert not list(settings.home.glob("*.tmp"))
+
+
+_HOLD_THEN_DIE = """
+import os, sys
+from usage_pipeline import warehouse
+from usage_pipeline.settings import Settings
+with warehouse.exclusive(Settings(_env_file=None, USAGE_HOME=sys.argv[1]), "testing"):
+    print("held", flush=True)
+    sys.stdin.readline()
+    os._exit(1)
+"""
+
+
+def test_one_writer_at_a_time_and_a_killed_one_frees_the_lock(
+    make_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD_THEN_DIE, str(settings.home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(warehouse, "LOCK_TIMEOUT_SECONDS", 0.0)
+    told: list[str] = []
+    with (
+        pytest.raises(UsagePipelineError, match=rf"held by process {holder.pid} \(testing\)"),
+        warehouse.exclusive(settings, "waiting", told.append),
+    ):
+        pass
+    assert told == [f"process {holder.pid} (testing)"]
+    holder.communicate("\n")
+    with warehouse.exclusive(settings, "after the crash"):
+        pass
