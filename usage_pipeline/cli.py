@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Dagster and dbt are imported only by commands that run them."""
+"""The command line: parse, call, print. Dagster and dbt are imported only where they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from usage_pipeline import app_db, diagnosis, exports, landing
@@ -57,7 +57,7 @@ def _month(text: str) -> date:
 
 
 @contextmanager
-def _progress(description: str, total: int | None = None) -> Iterator[tuple[Progress, int]]:
+def _progress(description: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -52,7 +52,8 @@ def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
     with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
         return db.execute(
             "select month, metric_type, total_quantity, event_count, active_users "
-            "from platform_usage_monthly where month >= ? and month < ? order by month, metric_type",
+            "from platform_usage_monthly where month >= ? and month < ? "
+            "order by month, metric_type",
             [days.start, days.end],
         ).fetchall()
 

@@ -228,9 +228,8 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             escaped = url.replace("'", "''")
             db.execute(f"attach '{escaped}' as app (type postgres, read_only)")
             db.execute("begin")
-            db.execute(
-                f"call postgres_execute('app', 'set local statement_timeout = ''{STATEMENT_TIMEOUT}''')"
-            )
+            limit = f"set local statement_timeout = ''{STATEMENT_TIMEOUT}''"
+            db.execute(f"call postgres_execute('app', '{limit}')")
             yield _Source(db, url, columns, unique)
             db.execute("commit")
         except duckdb.IOException as error:

@@ -161,7 +161,7 @@ class _Parser:
         if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:null":
             self.fail(node, key, "must be a single value", "Write one value, not a list or nothing")
         if node.tag == "tag:yaml.org,2002:bool":
-            return str(yaml.SafeLoader("").construct_yaml_bool(node)).lower()  # type: ignore[arg-type]
+            return str(yaml.SafeLoader("").construct_yaml_bool(node)).lower()
         return str(node.value)
 
     def json_path(self, node: yaml.Node, key: str, text: str) -> str:

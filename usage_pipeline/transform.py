@@ -1,4 +1,4 @@
-"""Transforming: dbt, run inside this process. Which models and tests run is said in the dbt project.
+"""Transforming: dbt, run inside this process. What is built is said in the dbt project.
 
 dbt's parse is done once per change of the project or the meters and kept under USAGE_HOME/dbt;
 running in-process with that manifest saves the seconds a dbt command needs to start.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
@@ -159,7 +159,7 @@ class Transformer:
                 _remedy(str(outcome.exception)),
             ) from outcome.exception
         if parsing:
-            self._manifest = outcome.result
+            self._manifest = cast("Manifest", outcome.result)
         return outcome.result
 
     def dbt_vars(self) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class PendingDays:
 
 
 def load_postgres_extension(db: duckdb.DuckDBPyConnection) -> None:
-    """Load DuckDB's Postgres extension from its wheel, so that nothing is downloaded at run time."""
+    """Load DuckDB's Postgres extension from its wheel: no download at run time."""
     wheel = files("duckdb_extension_postgres_scanner").joinpath(
         "extensions", f"v{duckdb.__version__}", "postgres_scanner.duckdb_extension"
     )

@@ -1,4 +1,4 @@
-"""The application database: its schema, the queries that map it, an embedded server, sample data."""
+"""The application database: schema, the queries that map it, embedded server, sample data."""
 
 from usage_pipeline.app_db.connection import (
     connect,

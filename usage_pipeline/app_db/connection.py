@@ -9,7 +9,6 @@ from importlib.resources import files
 from urllib.parse import urlsplit
 
 import psycopg2
-from psycopg2 import errorcodes
 from psycopg2.extensions import connection as Connection
 
 from usage_pipeline.errors import UsagePipelineError
@@ -55,40 +54,53 @@ def connect(url: str, variable: str = "USAGE_APP_DATABASE_URL") -> Iterator[Conn
         connection.close()
 
 
+# What Postgres says, what that means, what to do. The first match counts; `{place}`, `{text}` and
+# `{variable}` are filled in.
+_DIAGNOSES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"password authentication failed|no password supplied|role .* does not exist",
+        "{place} refused the login",
+        "Check the user and password in {variable}",
+    ),
+    (
+        r"relation .* does not exist",
+        "A table is missing in {place}: {text}",
+        "Map your table in usage_pipeline/app_db/queries/, or create the schema with "
+        "`usage-pipeline app-db init`",
+    ),
+    (
+        r"column .* does not exist",
+        "A column is missing in {place}: {text}",
+        "Map your columns in usage_pipeline/app_db/queries/",
+    ),
+    (
+        r"permission denied",
+        "{place} denies a privilege: {text}",
+        "Grant it to the role of {variable}; `usage-pipeline doctor` lists what is needed",
+    ),
+    (r"database .* does not exist", "{text}", "Create it, or correct {variable}"),
+    (
+        r"unable to connect|connection to server|could not translate|timeout expired|refused",
+        "{place} cannot be reached: {text}",
+        "Start it, or correct {variable}",
+    ),
+    (r"", "{place} failed: {text}", "Correct the cause and run again"),
+)
+
+
 def database_error(error: Exception, url: str, variable: str) -> UsagePipelineError:
     """A Postgres failure, from psycopg2 or from DuckDB's extension, with its remedy."""
     lines = [line for line in redact(str(error)).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    lowered = " ".join(lines).lower()
-    code = getattr(error, "pgcode", None)
-    place = f"the database {where(url)}"
-    if "password authentication failed" in lowered or "no password supplied" in lowered:
-        return UsagePipelineError(
-            f"{place} refused the login", f"Check the user and password in {variable}"
-        )
-    if code == errorcodes.UNDEFINED_TABLE or ("relation" in lowered and "not exist" in lowered):
-        return UsagePipelineError(
-            f"A table is missing in {place}: {text}",
-            "Map your table in usage_pipeline/app_db/queries/, or create the schema with "
-            "`usage-pipeline app-db init`",
-        )
-    if code == errorcodes.UNDEFINED_COLUMN or ("column" in lowered and "not exist" in lowered):
-        return UsagePipelineError(
-            f"A column is missing in {place}: {text}",
-            "Map your columns in usage_pipeline/app_db/queries/",
-        )
-    if code == errorcodes.INSUFFICIENT_PRIVILEGE or "permission denied" in lowered:
-        return UsagePipelineError(
-            f"{place} denies a privilege: {text}",
-            f"Grant it to the role of {variable}; `usage-pipeline doctor` lists what is needed",
-        )
-    if 'database "' in lowered and "does not exist" in lowered:
-        return UsagePipelineError(f"{text}", f"Create it, or correct {variable}")
-    if isinstance(error, psycopg2.OperationalError) or "unable to connect" in lowered:
-        return UsagePipelineError(
-            f"{place} cannot be reached: {text}", f"Start it, or correct {variable}"
-        )
-    return UsagePipelineError(f"{place} failed: {text}", "Correct the cause and run again")
+    words = {
+        "place": f"the database {where(url)}",
+        "text": lines[0] if lines else type(error).__name__,
+        "variable": variable,
+    }
+    message = " ".join(lines).lower()
+    problem, remedy = next(
+        (problem, remedy) for pattern, problem, remedy in _DIAGNOSES if re.search(pattern, message)
+    )
+    return UsagePipelineError(problem.format(**words), remedy.format(**words))
 
 
 def create_schema(url: str) -> None:

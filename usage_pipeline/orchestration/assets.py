@@ -66,7 +66,7 @@ def _external_assets() -> list[dg.AssetSpec]:
             ["landing", "landed_days"],
             deps=[["landing", "usage_events"]],
             group_name="landing",
-            description="The manifest beside each landed day: rows, sum, last event, extraction time.",
+            description="The manifest beside each landed day: rows, sum, last event, when it was read.",
             owners=OWNERS,
             kinds={"json"},
         ),

@@ -1,4 +1,4 @@
-"""Checks: the audit before publishing (every dbt test), freshness, and row counts that look wrong."""
+"""Checks: the audit before publishing (every dbt test), freshness, unusual row counts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
     gate = dg.AssetCheckSpec(
         GATE,
         asset=GATE_ASSET,
-        blocking=True,  # the one that stops publishing; a model's own check cannot block its siblings
+        blocking=True,  # alone: blocking on each test would make the tests wait for each other
         description="No test of severity error failed; otherwise nothing is published.",
     )
 

@@ -86,7 +86,7 @@ def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
 
 
 def webserver_command(port: int) -> list[str]:
-    """`dagster dev`: webserver, daemon and code server in one process tree, on this machine only."""
+    """`dagster dev`: webserver, daemon and code server, reachable from this machine only."""
     workspace = str(PROJECT_DIR / "workspace.yaml")
     return [
         sys.executable,
