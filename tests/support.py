@@ -163,7 +163,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if line[0] not in "#\n"))
 
 
-def _rows(cursor: Any) -> list[Row]:  # noqa: ANN401 - both DB-API cursors
+def _rows(cursor: Any) -> list[Row]:
     names = [column[0] for column in cursor.description]
     return _sorted(
         {name: _plain(cell) for name, cell in zip(names, row, strict=True)}
@@ -176,7 +176,7 @@ def _sorted(rows: Iterable[Row]) -> list[Row]:
     return sorted(ordered, key=lambda row: str(list(row.values())))
 
 
-def _plain(cell: Any) -> Any:  # noqa: ANN401
+def _plain(cell: Any) -> Any:
     """The same value from DuckDB, Parquet and psycopg2: ids and JSON as text, instants in UTC."""
     if isinstance(cell, UUID):
         return str(cell)

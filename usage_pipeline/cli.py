@@ -25,6 +25,7 @@ from usage_pipeline.warehouse import DayRange
 
 app = typer.Typer(
     help="Usage events of a SaaS application, turned into numbers one can bill on.",
+    epilog="`--debug`, anywhere, shows the traceback of a failure.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -174,8 +175,12 @@ def _print_totals(settings: Settings, days: DayRange) -> None:
     out.print(table)
     if len(rows) > 42:
         out.print(f"({len(rows) - 42} earlier rows are in platform_usage_monthly.)")
-    out.print(f"Snapshot {settings.snapshot_path}, Parquet {settings.serving_dir / 'parquet'},")
-    out.print(f"Postgres schema {settings.publish_schema}.")
+    for place in (
+        f"Snapshot: {settings.snapshot_path}",
+        f"Parquet:  {settings.serving_dir / 'parquet'}",
+        f"Postgres: schema {settings.publish_schema}",
+    ):
+        out.print(place, soft_wrap=True)
 
 
 @app.command()
@@ -213,7 +218,11 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     app_db.dagster_database_url(settings)
     app_db.app_database_url(settings)
     out.print(f"Dagster at http://127.0.0.1:{port} (stop with Ctrl-C)")
-    server = subprocess.Popen(webserver_command(port), env={**os.environ}, start_new_session=True)
+    server = subprocess.Popen(
+        webserver_command(port),
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+    )
 
     def stop(signum: int, frame: object) -> None:
         # The whole group: `dagster dev` alone ignores a SIGINT when started as a background job,
@@ -266,10 +275,10 @@ def status() -> None:
     settings = load_settings()
     summary = diagnosis.summary(settings)
     for line in summary.lines:
-        out.print(line)
-    table = Table()
-    for heading in ("asset", "last partition", "last run", "partitions", "failed"):
-        table.add_column(heading)
+        out.print(line, soft_wrap=True)
+    table = Table(box=None)
+    for heading in ("asset", "last partition", "last run", "done", "failed"):
+        table.add_column(heading, no_wrap=True)
     for state in asset_states(build_defs(settings), settings):
         table.add_row(*state)
     out.print(table)
@@ -288,9 +297,9 @@ def doctor() -> None:
     for finding in diagnosis.examine(settings):
         failed = failed or not finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
-        out.print(f"{mark} {finding.what}: {finding.detail}")
+        out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
         if not finding.ok:
-            out.print(f"     → {finding.remedy}")
+            out.print(f"     → {finding.remedy}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

@@ -119,8 +119,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         f"{free / 1024**3:.1f} GiB free below {settings.home}",
         "Free space, or move USAGE_HOME",
     )
-    lock = settings.home / "writer.lock"
-    holder = lock.read_text() if lock.exists() else ""
+    holder = warehouse.holder(settings)
     yield Finding("warehouse lock", True, f"held by {holder}" if holder else "free")
 
 

@@ -44,7 +44,9 @@ _EMPTY_SNAPSHOT = """
         metric_type varchar, period_end timestamptz, total_quantity decimal(38, 9),
         metadata json, created_at timestamptz, updated_at timestamptz
     );
-    create table snapshot (snapshot_id varchar, published_at timestamptz, run_id varchar);
+    create table snapshot (
+        snapshot_id varchar, published_at timestamptz, run_id varchar, timezone varchar
+    );
 """
 
 
@@ -55,6 +57,7 @@ class Snapshot:
     snapshot_id: str
     published_at: datetime
     run_id: str
+    timezone: str
 
 
 @dataclass(frozen=True)
@@ -150,15 +153,16 @@ def publish(settings: Settings, ranges: Sequence[DayRange], run_id: str) -> Publ
             db.execute(f"attach '{_quoted(settings.warehouse_path)}' as warehouse (read_only)")
             db.execute(f"attach '{_quoted(snapshot_path)}' as published (read_only)")
             base = snapshot = _recorded_snapshot(db)
+            # Cut in another zone, old rows lie between the days compared: take all tables whole.
+            first = base is None or base.timezone != settings.timezone
             with report.timed("compare"):
                 deltas = [
-                    _compare(db, table, ranges, settings, first=base is None)
-                    for table in SERVED_TABLES
+                    _compare(db, table, ranges, settings, first=first) for table in SERVED_TABLES
                 ]
             report.tables = {delta.table.name: delta.change for delta in deltas}
             if base is None or not all(delta.empty for delta in deltas):
                 report.changed = True
-                snapshot = Snapshot(str(uuid4()), datetime.now(UTC), run_id)
+                snapshot = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
                 with report.timed("snapshot"):
                     _build_snapshot(db, snapshot_path, work / "usage.duckdb", deltas, snapshot)
             assert snapshot is not None
@@ -201,7 +205,7 @@ def _quoted(path: Path) -> str:
 
 def _recorded_snapshot(db: duckdb.DuckDBPyConnection) -> Snapshot | None:
     row = db.execute(
-        "select snapshot_id, published_at, run_id from published.main.snapshot"
+        "select snapshot_id, published_at, run_id, timezone from published.main.snapshot"
     ).fetchone()
     return Snapshot(*row) if row else None
 
@@ -310,8 +314,8 @@ def _build_snapshot(
             )
     db.execute("delete from serving.main.snapshot")
     db.execute(
-        "insert into serving.main.snapshot values (?, ?, ?)",
-        [snapshot.snapshot_id, snapshot.published_at, snapshot.run_id],
+        "insert into serving.main.snapshot values (?, ?, ?, ?)",
+        [snapshot.snapshot_id, snapshot.published_at, snapshot.run_id, snapshot.timezone],
     )
     db.execute("checkpoint serving")
 
@@ -471,8 +475,8 @@ class _Postgres:
                 self._apply_changes(db, delta)
         self._cursor.execute(f"delete from {self._name('snapshot')}")
         self._cursor.execute(
-            f"insert into {self._name('snapshot')} values (%s, %s, %s)",
-            (snapshot.snapshot_id, snapshot.published_at, snapshot.run_id),
+            f"insert into {self._name('snapshot')} values (%s, %s, %s, %s)",
+            (snapshot.snapshot_id, snapshot.published_at, snapshot.run_id, snapshot.timezone),
         )
         self._grant()
 
@@ -489,7 +493,7 @@ class _Postgres:
         if self._fetch("select to_regclass(%s)", self._name("snapshot")) == [(None,)]:
             self._cursor.execute(
                 f"create table {self._name('snapshot')}"
-                " (snapshot_id text primary key, published_at timestamptz, run_id text)"
+                " (snapshot_id text primary key, published_at timestamptz, run_id text, timezone text)"
             )
         recorded = self._fetch(f"select snapshot_id from {self._name('snapshot')}")
         return str(recorded[0][0]) if recorded else None

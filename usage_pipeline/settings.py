@@ -20,6 +20,7 @@ _ACCEPTED = {
     "usage_app_database_url": "a URL such as postgresql://user@host:5432/app",
     "usage_publish_database_url": "a URL such as postgresql://user@host:5432/app",
     "dagster_pg_url": "a URL such as postgresql://user@host:5432/dagster",
+    "usage_failure_webhook_url": "a URL such as https://hooks.example.com/usage",
     "usage_publish_schema": "a lower-case SQL identifier, for example usage",
     "usage_timezone": "an IANA time zone such as UTC or America/New_York",
     "usage_start_date": "a date as YYYY-MM-DD",
@@ -27,7 +28,12 @@ _ACCEPTED = {
     "usage_home": "a directory path",
     "usage_meters_file": "the path of a YAML file",
 }
-_SECRET_VARIABLES = {"usage_app_database_url", "usage_publish_database_url", "dagster_pg_url"}
+_SECRET_VARIABLES = {
+    "usage_app_database_url",
+    "usage_publish_database_url",
+    "usage_failure_webhook_url",
+    "dagster_pg_url",
+}
 
 
 class Settings(BaseSettings):
@@ -71,6 +77,13 @@ class Settings(BaseSettings):
     def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("not a postgresql:// URL")
+        return value
+
+    @field_validator("failure_webhook_url")
+    @classmethod
+    def _http_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("https://", "http://")):
+            raise ValueError("not an http(s):// URL")
         return value
 
     @field_validator("timezone")

@@ -106,13 +106,13 @@ def exclusive(
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                holder = lock_path.read_text() or "another process"
+                who = lock_path.read_text() or "another process"
                 if not told:
-                    on_wait(holder)
+                    on_wait(who)
                     told = True
                 if time.monotonic() > deadline:
                     raise UsagePipelineError(
-                        f"The warehouse is held by {holder}",
+                        f"The warehouse is held by {who}",
                         "Wait for it to end, or stop that process, and run again",
                     ) from None
                 time.sleep(0.2)
@@ -123,6 +123,19 @@ def exclusive(
             yield
         finally:
             lock.truncate(0)
+
+
+def holder(settings: Settings) -> str | None:
+    """Who is writing the warehouse now, in words; None when nobody is."""
+    path = settings.home / "writer.lock"
+    if not path.exists():
+        return None
+    with path.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return path.read_text() or "another process"
+        return None
 
 
 class PendingDays:

@@ -128,22 +128,7 @@
     group by {{ keys | join(', ') }}
   ) as merged
   {% if meters('latest') %}
-    left join (
-      select
-        {{ keys | join(', ') }},
-        latest_quantity
-      from (
-        select
-          {{ keys | join(', ') }},
-          latest_quantity,
-          row_number() over (
-            partition by {{ keys | join(', ') }} order by last_event_at desc, latest_event_id desc
-          ) as recency
-        from {{ partials }}
-        where {{ metric_in('latest') }}
-      ) as ranked
-      where recency = 1
-    ) as newest
+    left join ({{ newest_partials(partials, keys) }}) as newest
       on {{ same('merged', 'newest', keys) }}
   {% endif %}
   {% if meters('unique_count') %}
@@ -156,6 +141,69 @@
     ) as counted
       on {{ same('merged', 'counted', keys) }}
   {% endif %}
+{%- endmacro %}
+
+{#
+  Partials merged to partials of a coarser grain, to be merged again.
+
+  partials: relation or CTE with the columns of usage_partials_daily, already limited
+  grain: columns of it, metric_type among them
+  Gives: grain, cells (partials merged) and the other columns of usage_partials_daily
+#}
+{% macro merged_partials(partials, grain) -%}
+  select
+    {% for key in grain %} merged.{{ key }}, {% endfor %}
+    cast(merged.event_count as bigint) as event_count,
+    cast(merged.sum_quantity as decimal(38, 9)) as sum_quantity,
+    merged.min_quantity,
+    merged.max_quantity,
+    {% if meters('latest') %}
+      newest.latest_quantity,
+      newest.latest_event_id,
+    {% else %}
+      cast(null as decimal(38, 9)) as latest_quantity,
+      cast(null as {{ text_type() }}) as latest_event_id,
+    {% endif %}
+    merged.cells,
+    merged.first_event_at,
+    merged.last_event_at
+  from (
+    select
+      {{ grain | join(', ') }},
+      sum(event_count) as event_count,
+      sum(sum_quantity) as sum_quantity,
+      min(min_quantity) as min_quantity,
+      max(max_quantity) as max_quantity,
+      count(*) as cells,
+      min(first_event_at) as first_event_at,
+      max(last_event_at) as last_event_at
+    from {{ partials }}
+    group by {{ grain | join(', ') }}
+  ) as merged
+  {% if meters('latest') %}
+    left join ({{ newest_partials(partials, grain) }}) as newest
+      on {{ same('merged', 'newest', grain) }}
+  {% endif %}
+{%- endmacro %}
+
+{# Of each group of partials the one with the latest event, for the meters that want it. #}
+{% macro newest_partials(partials, grain) -%}
+  select
+    {{ grain | join(', ') }},
+    latest_quantity,
+    latest_event_id
+  from (
+    select
+      {{ grain | join(', ') }},
+      latest_quantity,
+      latest_event_id,
+      row_number() over (
+        partition by {{ grain | join(', ') }} order by last_event_at desc, latest_event_id desc
+      ) as recency
+    from {{ partials }}
+    where {{ metric_in('latest') }}
+  ) as ranked
+  where recency = 1
 {%- endmacro %}
 
 {# The number a meter aggregates; counting meters have none, so text that is no number cannot fail. #}

@@ -9,7 +9,7 @@ with usage as (
         total_quantity,
         event_count
     from {{ ref('usage_daily') }}
-    where {{ in_window('usage_date', 'month') }}
+    where {{ in_window('usage_date') }}
     union all
     select
         user_id,
@@ -35,7 +35,9 @@ aggregations as (
     from {{ ref('usage_aggregations') }} as aggregations
     inner join {{ ref('stg_calendar') }} as calendar
         on aggregations.period_start = calendar.starts_at
-    where {{ in_window('calendar.calendar_date', 'month') }}
+    where
+        (aggregations.period_type = 'daily' and {{ in_window('calendar.calendar_date') }})
+        or (aggregations.period_type = 'monthly' and {{ in_window('calendar.calendar_date', 'month') }})
 )
 
 select

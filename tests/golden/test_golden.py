@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -67,16 +67,14 @@ def picked(rows: list[Row], *columns: str) -> list[tuple[Any, ...]]:
     return sorted((tuple(row[column] for column in columns) for row in rows), key=str)
 
 
-def named(golden: str, keep: Any = lambda row: True) -> list[dict[str, str]]:  # noqa: ANN401
+def named(golden: str, keep: Any = lambda row: True) -> list[dict[str, str]]:
     return [row for row in read_csv(HERE / golden) if keep(row)]
 
 
 # --- days and numbers ----------------------------------------------------------------------
 
 _EDGE_RANGES = (
-    days("2024-02-28", "2024-03-02"),
-    days("2024-03-09", "2024-03-12"),
-    days("2024-05-01", "2024-05-03"),
+    days("2024-02-28", "2024-03-12"),
     days("2024-11-02", "2024-11-05"),
 )
 
@@ -87,8 +85,15 @@ def edges(new_database: Any) -> AppDatabase:
     source: AppDatabase = new_database()
     source.execute("alter table usage_events alter quantity drop not null")
     rows = [
-        (event_id(r["event"]), id_of(r["user"]), id_of(r["org"]), r["event_type"], None)
-        + (r["quantity"] or None, r.get("created_at") or f"{r['usage_date']}T12:00:00Z")
+        (
+            event_id(r["event"]),
+            id_of(r["user"]),
+            id_of(r["org"]),
+            r["event_type"],
+            None,
+            r["quantity"] or None,
+            r.get("created_at") or f"{r['usage_date']}T12:00:00Z",
+        )
         for r in named("boundaries.csv") + named("quantities.csv")
     ]
     source.insert("usage_events", rows)
@@ -185,13 +190,16 @@ def test_quantities_are_rounded_half_away_from_zero_and_zero_counts(edge_tables:
     totals: dict[str, list[Decimal]] = {}
     for row in named("quantities.csv", lambda r: not r["reason"]):
         totals.setdefault(row["event_type"], []).append(Decimal(row["total"]))
-    expected = sorted(
-        ((metric, sum(parts, Decimal(0)), len(parts)) for metric, parts in totals.items()), key=str
-    )
+    with localcontext(prec=50):  # Python's default would round 38 digits to 28
+        expected = sorted(
+            ((metric, sum(parts), len(parts)) for metric, parts in totals.items()), key=str
+        )
     for table in ("usage_daily", "usage_monthly"):
         rows = [row for row in tables[table] if row["user_id"] == IDS["bob"]]
         found = picked(rows, "metric_type", "total_quantity", "event_count")
-        assert found == expected, table
+        assert [row[0] for row in found] == [row[0] for row in expected]
+        for row, wanted in zip(found, expected, strict=True):
+            assert row == wanted, table
 
 
 def test_numbers_that_are_none_are_listed_and_count_nowhere(edge_tables: Any) -> None:
@@ -201,7 +209,7 @@ def test_numbers_that_are_none_are_listed_and_count_nowhere(edge_tables: Any) ->
             event_id(row["event"]),
             None,
             row["reason"],
-            date(2024, 5, 1),
+            date(2024, 3, 5),
             IDS["bob"],
             id_of(row["org"]),
             row["event_type"],
@@ -219,10 +227,8 @@ def test_numbers_that_are_none_are_listed_and_count_nowhere(edge_tables: Any) ->
 
 
 def test_an_empty_day_is_landed_and_has_metrics_but_no_usage(edge_tables: Any) -> None:
-    zone, tables = edge_tables
-    empty = date(2024, 3, 9) if zone == "UTC" else None  # New York has an event on each day
-    if empty is None:
-        return
+    _, tables = edge_tables
+    empty = date(2024, 3, 7)
     assert not [row for row in tables["usage_daily"] if row["usage_date"] == empty]
     (metrics,) = [r for r in tables["platform_metrics_daily"] if r["metric_date"] == empty]
     assert (metrics["active_users"], metrics["event_count"]) == (0, 0)
@@ -239,8 +245,15 @@ def metered(new_database: Any, make_settings: Any) -> tuple[AppDatabase, Setting
     source.insert(
         "usage_events",
         [
-            (event_id(r["event"]), id_of(r["user"]), id_of(r["org"]), r["event_type"])
-            + (r["event_data"] or None, r["quantity"], r["created_at"])
+            (
+                event_id(r["event"]),
+                id_of(r["user"]),
+                id_of(r["org"]),
+                r["event_type"],
+                r["event_data"] or None,
+                r["quantity"],
+                r["created_at"],
+            )
             for r in lines
         ],
     )
@@ -410,8 +423,15 @@ def activity(new_database: Any, make_settings: Any) -> dict[str, list[Row]]:
     source.insert(
         "subscriptions",
         [
-            (event_id(str(n)), id_of(user), id_of(org), plan, status, start + noon)
-            + (end and end + noon,)
+            (
+                event_id(str(n)),
+                id_of(user),
+                id_of(org),
+                plan,
+                status,
+                start + noon,
+                end and end + noon,
+            )
             for n, user, org, plan, status, start, end in (
                 (1, "ada", "", "pro", "active", "2024-01-15", None),
                 (2, "bob", "", "free", "trialing", "2024-02-05", None),
@@ -424,8 +444,15 @@ def activity(new_database: Any, make_settings: Any) -> dict[str, list[Row]]:
     source.insert(
         "usage_events",
         [
-            (event_id(r["event"]), id_of(r["user"]), id_of(r["org"]), "user_active", None)
-            + (r["quantity"], r["usage_date"] + noon)
+            (
+                event_id(r["event"]),
+                id_of(r["user"]),
+                id_of(r["org"]),
+                "user_active",
+                None,
+                r["quantity"],
+                r["usage_date"] + noon,
+            )
             for r in named("activity.csv")
         ],
     )

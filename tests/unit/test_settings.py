@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -103,7 +104,7 @@ def test_defaults_are_those_of_the_contract(monkeypatch: pytest.MonkeyPatch, tmp
         ("America/New_York", "2024-03-11", "2024-03-11T04:00", 24),
         ("America/New_York", "2024-11-03", "2024-11-03T04:00", 25),
         ("America/New_York", "2024-11-04", "2024-11-04T05:00", 24),
-        # Clocks went from 00:00 to 01:00: the day begins at 01:00 -02, the same instant as 00:00 -03.
+        # Clocks went from 00:00 to 01:00: the day begins at 01:00 -02, which is 00:00 -03.
         ("America/Sao_Paulo", "2018-11-04", "2018-11-04T03:00", 23),
         ("America/Sao_Paulo", "2018-11-03", "2018-11-03T03:00", 24),
         # 24:00 came twice: 23:00 to 24:00 -02 and again -03.
@@ -128,7 +129,7 @@ def test_days_follow_each_other_without_gap_or_overlap(zone: str, make_settings:
     settings = make_settings(USAGE_TIMEZONE=zone)
     days = DayRange(date(2018, 1, 1), date(2020, 1, 1)).days()
     bounds = [settings.day_bounds(day) for day in days]
-    assert all(end == start for (_, end), (start, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(bounds))
     assert all(timedelta(hours=23) <= end - start <= timedelta(hours=25) for start, end in bounds)
     inside = [start + (end - start) / 2 for start, end in bounds]
     assert [moment.astimezone(settings.zone).date() for moment in inside] == days

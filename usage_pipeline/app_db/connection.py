@@ -18,7 +18,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 
 def redact(text: str) -> str:
     """The text without passwords of the URLs and connection strings in it."""
-    text = re.sub(r"(postgres(?:ql)?://[^:/@\s]*:)[^@\s]*@", r"\1***@", text)
+    text = re.sub(r"(postgres(?:ql)?(?:\+\w+)?://[^:/@\s]*:)\S*@", r"\1***@", text)
     return re.sub(r"(password\s*=\s*)('[^']*'|\S+)", r"\1***", text, flags=re.IGNORECASE)
 
 

@@ -1,5 +1,6 @@
 """Assets: thin. Each calls a step of the rollup and returns its figures as metadata."""
 
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ def one_line_failures() -> Iterator[None]:
         yield
     except UsagePipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = UsagePipelineError(f"The disk is full ({error})", "Free space and run again")
+        raise dg.Failure(description=str(full), allow_retries=False) from None
 
 
 def _external_assets() -> list[dg.AssetSpec]:
@@ -66,7 +72,7 @@ def _external_assets() -> list[dg.AssetSpec]:
             ["landing", "landed_days"],
             deps=[["landing", "usage_events"]],
             group_name="landing",
-            description="The manifest beside each landed day: rows, sum, last event, when it was read.",
+            description="The manifest beside each landed day: rows, sum, last event, when read.",
             owners=OWNERS,
             kinds={"json"},
         ),
@@ -249,10 +255,15 @@ def _materialized(
     results: Sequence[NodeResult],
     days: DayRange | None,
 ) -> Iterator[dg.MaterializeResult]:
-    """One result a model, in the order dbt built them, with a few rows to look at."""
+    """One result a selected model, in the order dbt built them, with a few rows to look at.
+
+    dbt builds the whole layer even when some of its assets are selected: they depend on each other.
+    """
     keys = {key.path[-1]: key for key in context.selected_asset_keys}
     metadata = table_metadata(rollup, list(keys), days)
     for result in results:
+        if result.name not in keys:
+            continue
         yield dg.MaterializeResult(
             asset_key=keys[result.name],
             metadata={"seconds": round(result.seconds, 3), **metadata[result.name]},

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+import psutil
 
 from usage_pipeline.app_db import dagster_database_url
 from usage_pipeline.errors import UsagePipelineError
@@ -21,6 +24,8 @@ from usage_pipeline.warehouse import DayRange
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The daemon retries crashed runs, but a command's user sees the failure and decides.
 _CLI_TAGS = {CHAINED_TAG: "no", "dagster/max_retries": "0"}
+_PROCESS_TAG = "usage/process"
+_DAEMON_SILENCE_SECONDS = 120
 
 
 def prepare_dagster_home(settings: Settings) -> None:
@@ -46,6 +51,7 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
         UsagePipelineError: the failure of the first step that failed, in its own words.
     """
     with dagster_instance(settings) as instance:
+        _bury_dead_runs(instance)
         return [
             _run(defs, instance, NIGHTLY, day_range_tags(days)),
             _run(defs, instance, MONTHLY, month_range_tags(days)),
@@ -55,7 +61,7 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
 def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
-        tags={**tags, **_CLI_TAGS},
+        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: _process(os.getpid())},
         run_config=_QUIET,
         raise_on_error=False,
     )
@@ -74,7 +80,8 @@ def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
                     words.rpartition(". ") if words.count(". ") else (words, "", "")
                 )
                 return UsagePipelineError(problem or words, remedy or "Correct it and run again")
-            error = data.error
+            # Dagster wraps what a step raises; the cause has the words.
+            error = data.error and (data.error.cause or data.error)
             text = f"{error.cls_name}: {error.message}" if error else "no message"
             return UsagePipelineError(
                 f"Step {event.step_key} failed ({text.splitlines()[0]})",

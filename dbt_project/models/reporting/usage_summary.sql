@@ -1,8 +1,10 @@
 {{ config(tags=['current']) }}
 
-{#- Whole months inside a window are read as months and only its edges as days, so that a year costs
-    months. The edges lie in three stretches of days, read apart so that the engine can skip all
-    others: recent ones, those a year back, and those two years back. -#}
+{#- A year costs months: whole months inside a window are read as months and only its edges as days.
+    - Edge days lie in three stretches, read apart so that the engine can skip all other days: recent
+      ones, those a year back, and those two years back.
+    - Where windows and months begin and end cuts the edge days into few segments. Days are merged to
+      segments first, because most belong to several windows. -#}
 {% set stretches = ['recent', 'a year back', 'two years back'] %}
 {% set scopes = [('user', ['user_id']), ('org', ['org_id']), ('platform', [])] %}
 
@@ -66,17 +68,62 @@ whole_months as (
     where is_in_whole_month
 ),
 
-edge_days as (
-    select
-        time_window,
-        period,
-        usage_date,
-        stretch
-    from days_of_windows
-    where not is_in_whole_month
+cuts as (
+    select starts_on as cut_date from windows
+    union distinct
+    select ends_on as cut_date from windows
+    union distinct
+    select month as cut_date from days_of_windows
 ),
 
-partials as (
+edge_days as (
+    select
+        days.usage_date,
+        days.stretch,
+        max(cuts.cut_date) as segment
+    from days_of_windows as days
+    inner join cuts on days.usage_date >= cuts.cut_date
+    where not days.is_in_whole_month
+    group by days.usage_date, days.stretch
+),
+
+edge_segments as (
+    select distinct
+        days.time_window,
+        days.period,
+        edge_days.segment
+    from days_of_windows as days
+    inner join edge_days on days.usage_date = edge_days.usage_date
+    where not days.is_in_whole_month
+),
+
+partials_of_days as (
+    {% for stretch in stretches %}
+    select
+        edge_days.segment,
+        partials.user_id,
+        partials.org_id,
+        partials.metric_type,
+        partials.event_count,
+        partials.sum_quantity,
+        partials.min_quantity,
+        partials.max_quantity,
+        partials.latest_quantity,
+        partials.latest_event_id,
+        partials.first_event_at,
+        partials.last_event_at
+    from {{ ref('usage_partials_daily') }} as partials
+    inner join edge_days on partials.usage_date = edge_days.usage_date
+    where edge_days.stretch = '{{ stretch }}'
+    {% if not loop.last %} union all {% endif %}
+    {% endfor %}
+),
+
+partials_of_segments as (
+    {{ merged_partials('partials_of_days', ['segment', 'user_id', 'org_id', 'metric_type']) }}
+),
+
+partials_of_pieces as (
     select
         whole_months.time_window,
         whole_months.period,
@@ -93,11 +140,10 @@ partials as (
         partials.last_event_at
     from {{ ref('usage_partials_monthly') }} as partials
     inner join whole_months on partials.month = whole_months.month
-    {% for stretch in stretches %}
     union all
     select
-        edge_days.time_window,
-        edge_days.period,
+        edge_segments.time_window,
+        edge_segments.period,
         partials.user_id,
         partials.org_id,
         partials.metric_type,
@@ -109,9 +155,26 @@ partials as (
         partials.latest_event_id,
         partials.first_event_at,
         partials.last_event_at
-    from {{ ref('usage_partials_daily') }} as partials
-    inner join edge_days on partials.usage_date = edge_days.usage_date
+    from partials_of_segments as partials
+    inner join edge_segments on partials.segment = edge_segments.segment
+),
+
+partials as (
+    {{ merged_partials('partials_of_pieces', ['time_window', 'period', 'user_id', 'org_id', 'metric_type']) }}
+),
+
+values_of_days as (
+    {% for stretch in stretches %}
+    select
+        edge_days.segment,
+        days.user_id,
+        days.org_id,
+        days.metric_type,
+        days.value_text
+    from {{ ref('usage_values_daily') }} as days
+    inner join edge_days on days.usage_date = edge_days.usage_date
     where edge_days.stretch = '{{ stretch }}'
+    {% if not loop.last %} union distinct {% endif %}
     {% endfor %}
 ),
 
@@ -119,25 +182,22 @@ distinct_values as (
     select
         whole_months.time_window,
         whole_months.period,
-        distinct_values.user_id,
-        distinct_values.org_id,
-        distinct_values.metric_type,
-        distinct_values.value_text
-    from {{ ref('usage_values_monthly') }} as distinct_values
-    inner join whole_months on distinct_values.month = whole_months.month
-    {% for stretch in stretches %}
-    union all
+        months.user_id,
+        months.org_id,
+        months.metric_type,
+        months.value_text
+    from {{ ref('usage_values_monthly') }} as months
+    inner join whole_months on months.month = whole_months.month
+    union distinct
     select
-        edge_days.time_window,
-        edge_days.period,
-        distinct_values.user_id,
-        distinct_values.org_id,
-        distinct_values.metric_type,
-        distinct_values.value_text
-    from {{ ref('usage_values_daily') }} as distinct_values
-    inner join edge_days on distinct_values.usage_date = edge_days.usage_date
-    where edge_days.stretch = '{{ stretch }}'
-    {% endfor %}
+        edge_segments.time_window,
+        edge_segments.period,
+        days.user_id,
+        days.org_id,
+        days.metric_type,
+        days.value_text
+    from values_of_days as days
+    inner join edge_segments on days.segment = edge_segments.segment
 ),
 
 totals as (

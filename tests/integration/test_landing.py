@@ -1,0 +1,175 @@
+"""Landing: what a partition holds, when it is extracted again, and what reads the source may do."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import pytest
+from support import AppDatabase
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.landing import (
+    SNAPSHOTS,
+    days_to_repair,
+    land_calendar,
+    land_events,
+    land_snapshots,
+    landed_manifests,
+)
+from usage_pipeline.settings import Settings
+
+DAY = date(2024, 3, 10)
+ADA = str(UUID(int=0xADA << 96))
+
+
+@pytest.fixture(scope="module")
+def source(new_database: Any) -> AppDatabase:
+    database: AppDatabase = new_database()
+    database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
+    database.insert(
+        "usage_events",
+        [
+            (str(UUID(int=n)), ADA, None, "api_call", data, quantity, created_at)
+            for n, data, quantity, created_at in (
+                (1, '{"ms": 1}', "1.5", "2024-03-10T05:00Z"),  # 00:00 in New York
+                (2, None, "2.0000000005", "2024-03-11T03:59:59.999999Z"),  # its last microsecond
+                (3, None, "NaN", "2024-03-10T12:00Z"),
+                (4, None, "7", "2024-03-11T04:00Z"),  # the next day
+            )
+        ],
+    )
+    return database
+
+
+def partition(settings: Settings, day: date = DAY) -> Path:
+    return settings.events_dir / f"usage_date={day}"
+
+
+def test_a_partition_is_one_parquet_file_with_a_manifest(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_TIMEZONE="America/New_York")
+    (manifest,) = land_events(settings, [DAY])
+    assert sorted(path.name for path in partition(settings).iterdir()) == [
+        "manifest.json",
+        "part-0.parquet",
+    ]
+    assert (manifest.rows, manifest.invalid_rows, manifest.duplicate_rows) == (3, 1, 0)
+    assert Decimal(manifest.sum_quantity) == Decimal("3.500000001")  # NaN adds nothing
+    assert manifest.max_created_at == "2024-03-11T03:59:59.999999+00:00"
+    assert landed_manifests(settings) == {DAY: manifest}
+    rows = duckdb.sql(
+        f"select id[-1], event_data, quantity, quantity_raw"
+        f" from '{partition(settings)}/part-0.parquet' order by id"
+    ).fetchall()
+    assert rows == [
+        ("1", '{"ms": 1}', Decimal("1.500000000"), None),
+        ("2", None, Decimal("2.000000001"), None),
+        ("3", None, None, "NaN"),
+    ]
+
+
+def test_a_day_without_events_is_an_empty_partition(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    (manifest,) = land_events(settings, [date(2024, 3, 12)])
+    assert (manifest.rows, manifest.sum_quantity, manifest.max_created_at) == (0, "0", None)
+    data = partition(settings, date(2024, 3, 12)) / "part-0.parquet"
+    assert duckdb.sql(f"select count(*) from '{data}'").fetchall() == [(0,)]
+
+
+def test_event_data_stays_in_the_source_where_it_is_not_wanted(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_LAND_EVENT_DATA=False)
+    land_events(settings, [DAY])
+    data = partition(settings) / "part-0.parquet"
+    assert duckdb.sql(f"select count(*), count(event_data) from '{data}'").fetchall() == [(2, 0)]
+    assert days_to_repair(settings, needs_event_data=False) == []
+    assert days_to_repair(settings, needs_event_data=True) == [DAY]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["no manifest", "half a manifest", "no data", "short data", "other zone", "old schema"],
+)
+def test_a_damaged_or_differently_cut_day_is_due_again(
+    damage: str, source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    land_events(settings, [DAY])
+    assert days_to_repair(settings, needs_event_data=True) == []
+    manifest, data = (partition(settings) / n for n in ("manifest.json", "part-0.parquet"))
+    if damage == "no manifest":
+        manifest.unlink()
+    elif damage == "half a manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    elif damage == "no data":
+        data.unlink()
+    elif damage == "short data":
+        data.write_bytes(data.read_bytes()[:-1])
+    else:
+        changed = {"timezone": "Asia/Tokyo"} if damage == "other zone" else {"schema_version": 0}
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changed))
+    assert days_to_repair(settings, needs_event_data=True) == [DAY]
+    land_events(settings, [DAY])
+    assert days_to_repair(settings, needs_event_data=True) == []
+
+
+def test_snapshots_hold_no_e_mail_address(source: AppDatabase, make_settings: Any) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    assert land_snapshots(settings) == dict.fromkeys(SNAPSHOTS, 0) | {"users": 1}
+    for table in SNAPSHOTS:
+        path = settings.landing_dir / f"{table}.parquet"
+        columns = [row[0] for row in duckdb.sql(f"describe from '{path}'").fetchall()]
+        assert "email" not in columns
+        assert b"ada@example.com" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(("zone", "hours"), [("America/New_York", 23), ("UTC", 24)])
+def test_the_calendar_has_the_instants_of_local_days(
+    zone: str, hours: int, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_TIMEZONE=zone)
+    land_calendar(settings)
+    path = settings.landing_dir / "calendar.parquet"
+    assert duckdb.sql(
+        f"select date_diff('hour', starts_at, ends_at) from '{path}' where calendar_date = '{DAY}'"
+    ).fetchall() == [(hours,)]
+    assert duckdb.sql(
+        f"select count(*) from (select ends_at <> lead(starts_at) over (order by calendar_date) as"
+        f" gap from '{path}') where gap"
+    ).fetchall() == [(0,)]
+
+
+def test_a_role_with_select_only_is_enough(source: AppDatabase, make_settings: Any) -> None:
+    source.execute(
+        "create role landing_reader login; grant select on all tables in schema public to"
+        " landing_reader"
+    )
+    url = source.url.replace("postgresql://postgres@", "postgresql://landing_reader@")
+    settings = make_settings(USAGE_APP_DATABASE_URL=url)
+    (manifest,) = land_events(settings, [DAY])
+    land_snapshots(settings)
+    assert manifest.rows == 2  # UTC: events 1 and 3
+
+
+def test_a_failed_extraction_leaves_the_landed_day_as_it_was(
+    source: AppDatabase, new_database: Any, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    land_events(settings, [DAY])
+    before = {path.name: path.read_bytes() for path in partition(settings).iterdir()}
+    broken = new_database()
+    broken.execute("drop table usage_events; create table usage_events (id uuid, user_id uuid)")
+    other = make_settings(USAGE_APP_DATABASE_URL=broken.url, USAGE_HOME=settings.home)
+    with pytest.raises(UsagePipelineError, match="column is missing"):
+        land_events(other, [DAY])
+    assert {path.name: path.read_bytes() for path in partition(settings).iterdir()} == before

@@ -1,0 +1,377 @@
+"""Rollups of a few thousand random events, against plain SQL over the source."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import pytest
+from support import (
+    AppDatabase,
+    assert_published_alike,
+    build,
+    day,
+    days,
+    numbers_only,
+    postgres_tables,
+    roll_up,
+    snapshot_query,
+    snapshot_tables,
+)
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.landing import land_events, landed_manifests
+from usage_pipeline.meters import EVENT_TYPES
+from usage_pipeline.rollup import blocking_failures
+from usage_pipeline.settings import Settings
+
+RANGE = days("2024-03-30", "2024-04-02")
+NEW_YORK = "America/New_York"
+
+_BY_USER = """
+    select {period}, user_id::text, org_id::text, event_type,
+           sum(quantity::numeric(38, 9)), count(*)
+    from usage_events
+    where (created_at at time zone '{zone}')::date between '2024-03-30' and '2024-04-01'
+    group by 1, 2, 3, 4 order by 1, 2, 3, 4
+"""
+_BY_ORG = """
+    select {period}, org_id::text, event_type,
+           sum(quantity::numeric(38, 9)), count(*), count(distinct user_id)
+    from usage_events
+    where (created_at at time zone '{zone}')::date between '2024-03-30' and '2024-04-01'
+    group by 1, 2, 3 order by 1, 2, 3
+"""
+_BY_METRIC = """
+    select {period}, event_type, sum(quantity::numeric(38, 9)), count(*),
+           count(distinct user_id), count(distinct org_id)
+    from usage_events
+    where (created_at at time zone '{zone}')::date between '2024-03-30' and '2024-04-01'
+    group by 1, 2 order by 1, 2
+"""
+_LEVELS = (
+    (_BY_USER, "usage", "user_id::text, org_id::text, metric_type, total_quantity, event_count"),
+    (_BY_ORG, "org_usage", "org_id::text, metric_type, total_quantity, event_count, active_users"),
+    (
+        _BY_METRIC,
+        "platform_usage",
+        "metric_type, total_quantity, event_count, active_users, active_orgs",
+    ),
+)
+
+
+def fill(source: AppDatabase, seed: int, events: int) -> None:
+    """Events from the day before the range to the day after it, so that some lie outside."""
+    dice = random.Random(seed)
+    people = [str(UUID(int=dice.getrandbits(128))) for _ in range(25)]
+    orgs = [str(UUID(int=dice.getrandbits(128))) for _ in range(4)]
+    source.insert("users", [(p, None, "2024-01-01T00:00Z", None) for p in people])
+    first = datetime(2024, 3, 29, tzinfo=UTC)
+    rows = []
+    for number in range(events):
+        quantity = Decimal(dice.randint(-(10**15), 10**17)).scaleb(-dice.randint(0, 12))
+        rows.append(
+            (
+                str(UUID(int=(seed << 64) + number)),
+                dice.choice(people),
+                dice.choice([*orgs, None]),
+                dice.choice(EVENT_TYPES),
+                None,
+                quantity,
+                first + timedelta(microseconds=dice.randrange(5 * 86_400_000_000)),
+            )
+        )
+    source.insert("usage_events", rows)
+
+
+def assert_equals_plain_sql(source: AppDatabase, settings: Settings) -> None:
+    zone = settings.timezone
+    for query, table, columns in _LEVELS:
+        for grain, column, period in (
+            ("daily", "usage_date", f"(created_at at time zone '{zone}')::date"),
+            ("monthly", "month", f"date_trunc('month', created_at at time zone '{zone}')::date"),
+        ):
+            expected = source.query(query.format(period=period, zone=zone))
+            order = ", ".join(str(n) for n in range(1, 2 + columns.count(",")))
+            found = source.query(
+                f"select {column}, {columns} from {settings.publish_schema}.{table}_{grain}"
+                f" order by {order}"
+            )
+            assert sorted(found, key=str) == sorted(expected, key=str), f"{table}_{grain}"
+
+
+@pytest.fixture(scope="module")
+def source(new_database: Any) -> AppDatabase:
+    database: AppDatabase = new_database()
+    fill(database, seed=11, events=3000)
+    return database
+
+
+@pytest.fixture(scope="module")
+def settings(source: AppDatabase, make_settings: Any) -> Settings:
+    """A home in which the range is rolled up; every test leaves it good."""
+    made: Settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    roll_up(made, RANGE)
+    return made
+
+
+def test_totals_equal_plain_sql_in_utc(source: AppDatabase, settings: Settings) -> None:
+    assert_equals_plain_sql(source, settings)
+    assert_published_alike(settings, source.url)
+
+
+def test_the_same_range_again_changes_nothing(source: AppDatabase, settings: Settings) -> None:
+    before, inode = snapshot_tables(settings), settings.snapshot_path.stat().st_ino
+    report = roll_up(settings, RANGE)
+    assert not report.changed
+    assert settings.snapshot_path.stat().st_ino == inode
+    assert snapshot_tables(settings) == before
+
+
+def test_day_by_day_in_any_order_gives_the_same_tables(
+    source: AppDatabase, settings: Settings, make_settings: Any
+) -> None:
+    other = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_PUBLISH_SCHEMA="shuffled")
+    for each in ("2024-04-01", "2024-03-30", "2024-03-31"):
+        roll_up(other, day(each))
+    expected = numbers_only(snapshot_tables(settings))
+    found = numbers_only(assert_published_alike(other, source.url))
+    for table, rows in expected.items():
+        assert found[table] == rows, table
+
+
+_READER = """
+import sys, time
+import duckdb
+path, reads = sys.argv[1], 0
+seen = set()
+print("reading", flush=True)
+import threading
+done = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), done.set()), daemon=True).start()
+while not done.is_set():
+    with duckdb.connect(path, read_only=True) as db:
+        days, months = (
+            db.execute(f"select sum(total_quantity), sum(event_count) from {t}").fetchone()
+            for t in ("usage_daily", "usage_monthly")
+        )
+        seen.add(db.execute("select snapshot_id from snapshot").fetchone()[0])
+    assert days == months, (days, months)
+    reads += 1
+print(reads, len(seen))
+"""
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[list[int]]:
+    """Another process that opens the snapshot all the time; gives its reads and snapshots seen."""
+    figures: list[int] = []
+    reader = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(settings.snapshot_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert reader.stdout
+        assert reader.stdout.readline() == "reading\n"
+        yield figures
+    finally:
+        output, errors = reader.communicate("\n", timeout=60)
+    assert reader.returncode == 0, errors
+    figures.extend(int(n) for n in output.split())
+
+
+def test_a_deleted_event_disappears_while_readers_read(
+    source: AppDatabase, settings: Settings
+) -> None:
+    """Its key was in both outputs because of this event alone."""
+    lonely = str(UUID(int=0xDEAD << 96))
+    source.execute(
+        "insert into usage_events values (%s, %s, null, 'api_call', null, 5, '2024-03-31T10:00Z')",
+        (str(UUID(int=1)), lonely),
+    )
+    with reading(settings) as figures:
+        roll_up(settings, day("2024-03-31"))
+        tables = snapshot_tables(settings)
+        assert [r["total_quantity"] for r in tables["usage_daily"] if r["user_id"] == lonely] == [5]
+        source.execute("delete from usage_events where user_id = %s", (lonely,))
+        roll_up(settings, day("2024-03-31"))
+    reads, snapshots = figures
+    assert reads > snapshots > 1  # it saw the snapshot change under it
+    for name, rows in assert_published_alike(settings, source.url).items():
+        assert not [row for row in rows if row.get("user_id") == lonely], name
+    assert_equals_plain_sql(source, settings)
+
+
+def test_a_failing_check_publishes_nothing_and_the_next_good_run_repairs(
+    source: AppDatabase, settings: Settings
+) -> None:
+    before = snapshot_tables(settings)
+    inode = settings.snapshot_path.stat().st_ino
+    rollup = build(settings, day("2024-03-31"))
+    with duckdb.connect(str(settings.warehouse_path)) as db:
+        db.execute(
+            "update usage_daily set total_quantity = total_quantity + 1"
+            " where usage_date = '2024-03-31' and metric_type = 'api_call'"
+        )
+    failed = {result.name for result in blocking_failures(rollup.audit())}
+    assert any(name.startswith("months_equal_their_days") for name in failed)
+    assert any(name.startswith("organisations_and_platform_equal_users") for name in failed)
+    with pytest.raises(UsagePipelineError, match=r"Blocking checks failed: .*months_equal"):
+        rollup.publish("tampered")
+    assert settings.snapshot_path.stat().st_ino == inode
+    assert snapshot_tables(settings) == before
+    assert postgres_tables(source.url) == before
+    # The next night is about another day, and still heals the pending one.
+    roll_up(settings, day("2024-04-01"))
+    assert numbers_only(snapshot_tables(settings)) == numbers_only(before)
+
+
+def test_a_deleted_warehouse_is_rebuilt_from_landing(
+    source: AppDatabase, settings: Settings
+) -> None:
+    before = snapshot_tables(settings)
+    settings.warehouse_path.unlink()
+    extracted = landed_manifests(settings)[date(2024, 3, 30)].extracted_at
+    roll_up(settings, day("2024-04-01"))
+    assert landed_manifests(settings)[date(2024, 3, 30)].extracted_at == extracted
+    assert snapshot_tables(settings) == before
+
+
+@pytest.fixture(scope="module")
+def rebuilt(
+    source: AppDatabase, make_settings: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, list[Any]], Settings]:
+    """One home whose meters change, then whose zone changes, each with a rollup of one day only.
+
+    Gives the metrics of some tables and the daily totals with the changed meters, and the settings
+    with the changed zone (and the default meters again).
+    """
+    variables = {"USAGE_APP_DATABASE_URL": source.url, "USAGE_PUBLISH_SCHEMA": "changing"}
+    first = make_settings(**variables)
+    roll_up(first, RANGE)
+
+    meters = tmp_path_factory.mktemp("meters") / "meters.yml"
+    meters.write_text("meters:\n  - {key: calls, event_type: api_call, aggregation: count}\n")
+    counting = make_settings(**variables, USAGE_HOME=first.home, USAGE_METERS_FILE=meters)
+    roll_up(counting, day("2024-04-01"))
+    found = {
+        table: snapshot_query(counting, f"select distinct metric_type from {table}")
+        for table in ("usage_daily", "usage_monthly", "usage_summary", "usage_aggregations")
+    }
+    found["totals"] = snapshot_query(
+        counting, "select usage_date, total_quantity from platform_usage_daily order by 1"
+    )
+
+    moved = make_settings(**variables, USAGE_HOME=first.home, USAGE_TIMEZONE=NEW_YORK)
+    roll_up(moved, day("2024-04-01"))
+    return found, moved
+
+
+def test_changed_meters_rebuild_every_landed_day(source: AppDatabase, rebuilt: Any) -> None:
+    found, _ = rebuilt
+    assert found.pop("totals") == source.query(
+        "select (created_at at time zone 'UTC')::date, count(*)::numeric from usage_events where"
+        " event_type = 'api_call' and created_at >= '2024-03-30Z' and created_at < '2024-04-02Z'"
+        " group by 1 order by 1"
+    )
+    assert all(metrics == [("calls",)] for metrics in found.values()), found
+
+
+def test_a_changed_zone_lands_every_day_again(source: AppDatabase, rebuilt: Any) -> None:
+    _, moved = rebuilt
+    assert {m.timezone for m in landed_manifests(moved).values()} == {NEW_YORK}
+    assert_equals_plain_sql(source, moved)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="product: usage_aggregations keeps periods of the old zone that start before the new",
+)
+def test_a_changed_zone_leaves_no_period_of_the_old_one(source: AppDatabase, rebuilt: Any) -> None:
+    _, moved = rebuilt
+    starts = snapshot_query(
+        moved, "select distinct period_start from usage_aggregations order by period_start"
+    )
+    midnights = ("2024-03-01T05:00Z", "2024-03-30T04:00Z", "2024-03-31T04:00Z", "2024-04-01T04:00Z")
+    assert starts == [(datetime.fromisoformat(text),) for text in midnights]
+    assert_published_alike(moved, source.url)
+
+
+def test_without_unique_ids_the_newest_then_the_greatest_row_wins_and_losers_are_counted(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    database.execute("alter table usage_events drop constraint usage_events_pkey")
+    user = str(UUID(int=0xADA << 96))
+    database.insert(
+        "usage_events",
+        [
+            (str(UUID(int=number)), user, None, "api_call", None, quantity, created_at)
+            for number, quantity, created_at in (
+                (1, 1, "2024-03-30T10:00Z"),  # same day: the later one wins
+                (1, 2, "2024-03-30T11:00Z"),
+                (2, 40, "2024-03-30T12:00Z"),  # same instant: the greater one wins
+                (2, 30, "2024-03-30T12:00Z"),
+                (3, 100, "2024-03-30T13:00Z"),  # on two days: it counts on the later day only
+                (3, 200, "2024-03-31T13:00Z"),
+                (4, 1000, "2024-03-31T14:00Z"),  # an exact copy counts once
+                (4, 1000, "2024-03-31T14:00Z"),
+            )
+        ],
+    )
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    rollup = build(settings, days("2024-03-30", "2024-04-01"))
+    results = {result.name: result for result in rollup.audit()}
+    rollup.publish("duplicates")
+    assert snapshot_query(
+        settings, "select usage_date, total_quantity, event_count from usage_daily order by 1"
+    ) == [(date(2024, 3, 30), 42, 2), (date(2024, 3, 31), 1200, 2)]
+    # 03-30 left out 1, 30 and 100; 03-31 left out one copy
+    duplicates = {d: m.duplicate_rows for d, m in landed_manifests(settings).items()}
+    assert duplicates == {date(2024, 3, 30): 3, date(2024, 3, 31): 1}
+    assert results["no_duplicate_events"].status == "warn"
+    assert results["no_duplicate_events"].failures == 2  # days
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=UsagePipelineError,
+    reason="product: a day whose sum exceeds 29 digits fails the run",
+)
+def test_valid_numbers_whose_sum_exceeds_29_digits_do_not_fail_the_run(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    user = str(UUID(int=0xADA << 96))
+    database.insert(
+        "usage_events",
+        [
+            (str(UUID(int=n)), user, None, "api_call", None, "6e28", "2024-03-30T10:00Z")
+            for n in (1, 2)
+        ],
+    )
+    roll_up(make_settings(USAGE_APP_DATABASE_URL=database.url), day("2024-03-30"))
+
+
+def test_landing_reads_only_and_leaves_no_temporary_file(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    (manifest,) = land_events(settings, [date(2024, 3, 31)])
+    ((rows, total),) = source.query(
+        "select count(*), sum(quantity::numeric(38, 9)) from usage_events"
+        " where created_at >= '2024-03-31Z' and created_at < '2024-04-01Z'"
+    )
+    assert (manifest.rows, Decimal(manifest.sum_quantity)) == (rows, total)
+    assert not [path for path in settings.scratch_dir.rglob("*") if path.is_file()]

@@ -1,0 +1,221 @@
+"""What starts runs: the nightly schedule at frozen times, and the sensors after runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from usage_pipeline.definitions import build_defs
+from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.partitions import (
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+    day_range_tags,
+    days_of_run,
+)
+from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG, USAGE_DAILY
+
+
+@pytest.fixture(scope="module")
+def make_defs(make_settings: Any) -> Any:
+    homes: dict[str, dg.Definitions] = {}
+
+    def make(zone: str) -> dg.Definitions:
+        if zone not in homes:
+            homes[zone] = build_defs(make_settings(USAGE_TIMEZONE=zone))
+        return homes[zone]
+
+    return make
+
+
+def ticks(schedule: Any, after: str, count: int) -> list[datetime]:
+    """The next instants at which Dagster's scheduler evaluates the schedule."""
+    iterator = schedule_execution_time_iterator(
+        datetime.fromisoformat(after).replace(tzinfo=UTC).timestamp(),
+        schedule.cron_schedule,
+        schedule.execution_timezone,
+        ascending=True,
+    )
+    return list(islice(iterator, count))
+
+
+def requested(schedule: Any, tick: datetime) -> Any:
+    with dg.build_schedule_context(scheduled_execution_time=tick) as context:
+        return schedule(context)
+
+
+@pytest.mark.parametrize(
+    ("zone", "tick", "day"),
+    [
+        ("UTC", "2024-03-01T01:00+00:00", "2024-02-29"),
+        ("UTC", "2025-01-01T01:00+00:00", "2024-12-31"),
+        ("UTC", "2024-06-12T01:00+00:00", "2024-06-11"),
+        ("America/New_York", "2024-03-01T06:00+00:00", "2024-02-29"),
+        ("America/New_York", "2024-03-10T06:00+00:00", "2024-03-09"),  # 01:00, an hour before DST
+        ("America/New_York", "2024-03-11T05:00+00:00", "2024-03-10"),  # of 23 hours
+        ("America/New_York", "2024-11-03T05:00+00:00", "2024-11-02"),  # 01:00, the first
+        ("America/New_York", "2024-11-03T06:00+00:00", "2024-11-02"),  # 01:00, the second
+        ("America/New_York", "2024-11-04T06:00+00:00", "2024-11-03"),  # of 25 hours
+        ("America/New_York", "2024-12-01T06:00+00:00", "2024-11-30"),
+    ],
+)
+def test_a_tick_requests_the_local_day_just_ended(
+    zone: str, tick: str, day: str, make_defs: Any
+) -> None:
+    schedule = make_defs(zone).resolve_schedule_def("nightly_rollup")
+    request = requested(schedule, datetime.fromisoformat(tick))
+    assert (request.partition_key, request.run_key) == (day, day)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("around", ["2024-03-08", "2024-11-01", "2024-02-27"])
+def test_every_night_has_its_day_through_dst_and_month_ends(
+    zone: str, around: str, make_defs: Any
+) -> None:
+    schedule = make_defs(zone).resolve_schedule_def("nightly_rollup")
+    days = [requested(schedule, tick).partition_key for tick in ticks(schedule, around, 6)]
+    first = datetime.fromisoformat(days[0]).date().toordinal()
+    ordinals = sorted({datetime.fromisoformat(day).date().toordinal() for day in days})
+    assert ordinals == list(range(first, first + len(ordinals)))
+    assert len(ordinals) >= 5  # the hour that comes twice may tick twice, for the same day
+
+
+def test_a_tick_before_the_first_partition_is_skipped(make_defs: Any) -> None:
+    schedule = make_defs("UTC").resolve_schedule_def("nightly_rollup")
+    skipped = requested(schedule, datetime(2024, 1, 1, 1, tzinfo=UTC))
+    assert isinstance(skipped, dg.SkipReason)
+
+
+def test_schedules_and_sensors_are_on_by_default(make_defs: Any) -> None:
+    defs = make_defs("America/New_York")
+    schedule = defs.resolve_schedule_def("nightly_rollup")
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert schedule.cron_schedule == "0 1 * * *"
+    assert schedule.execution_timezone == "America/New_York"
+    for name in ("months_follow_days", "month_closed", "run_failed"):
+        sensor = defs.resolve_sensor_def(name)
+        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+
+
+# --- sensors -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def success() -> Iterator[tuple[dg.DagsterInstance, dg.DagsterEvent]]:
+    @dg.op
+    def nothing() -> None: ...
+
+    @dg.job
+    def done() -> None:
+        nothing()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = done.execute_in_process(instance=instance)
+        yield instance, result.get_run_success_event()
+
+
+def follow(
+    defs: dg.Definitions,
+    sensor: str,
+    success: tuple[dg.DagsterInstance, dg.DagsterEvent],
+    job: str,
+    tags: dict[str, str],
+    *,
+    assets: frozenset[dg.AssetKey] | None = None,
+) -> dg.RunRequest | dg.SkipReason:
+    """What a sensor wants after a successful run."""
+    instance, event = success
+    run = dg.DagsterRun(job_name=job, run_id=str(uuid4()), tags=tags, asset_selection=assets)
+    context = dg.build_run_status_sensor_context(
+        sensor_name=sensor, dagster_event=event, dagster_instance=instance, dagster_run=run
+    )
+    (answer,) = list(defs.resolve_sensor_def(sensor)(context))  # type: ignore[call-overload]
+    assert isinstance(answer, dg.SkipReason) or answer.run_key == run.run_id
+    return answer
+
+
+def test_months_follow_the_nightly_run(make_defs: Any, success: Any) -> None:
+    request = follow(
+        make_defs("UTC"),
+        "months_follow_days",
+        success,
+        NIGHTLY,
+        {"dagster/partition": "2024-02-29"},
+    )
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags[RANGE_START_TAG] == request.tags[RANGE_END_TAG] == "2024-02-01"
+    assert request.tags[DAYS_END_TAG] == "2024-03-01"
+
+
+def test_months_follow_a_backfill_of_a_range_of_days(make_defs: Any, success: Any) -> None:
+    request = follow(
+        make_defs("UTC"),
+        "months_follow_days",
+        success,
+        "__ASSET_JOB",
+        {RANGE_START_TAG: "2024-01-15", RANGE_END_TAG: "2024-03-02"},
+        assets=frozenset({USAGE_DAILY, dg.AssetKey(["usage", "usage_partials_daily"])}),
+    )
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags[RANGE_START_TAG] == "2024-01-01"
+    assert request.tags[RANGE_END_TAG] == "2024-03-01"
+
+
+@pytest.mark.parametrize(
+    ("job", "tags", "assets"),
+    [
+        (NIGHTLY, {"dagster/partition": "2024-02-29", CHAINED_TAG: "no"}, None),
+        (MONTHLY, {RANGE_START_TAG: "2024-02-01", RANGE_END_TAG: "2024-02-01"}, None),
+        (EXPORTS, {"dagster/partition": "2024-02-01"}, None),
+        (NIGHTLY, {}, None),
+        (
+            "__ASSET_JOB",
+            {"dagster/partition": "2024-02-29"},
+            frozenset({dg.AssetKey(["landing", "usage_events"])}),
+        ),
+    ],
+    ids=["command line", "months", "exports", "no partition", "landing only"],
+)
+def test_months_do_not_follow(
+    job: str, tags: dict[str, str], assets: Any, make_defs: Any, success: Any
+) -> None:
+    answer = follow(make_defs("UTC"), "months_follow_days", success, job, tags, assets=assets)
+    assert isinstance(answer, dg.SkipReason)
+
+
+@pytest.mark.parametrize(
+    ("job", "days_end", "month"),
+    [
+        (MONTHLY, "2024-03-01", "2024-02-01"),
+        (MONTHLY, "2025-01-01", "2024-12-01"),
+        (MONTHLY, "2024-03-02", None),
+        (MONTHLY, "2024-02-29", None),
+        (MONTHLY, None, None),
+        (NIGHTLY, "2024-03-01", None),
+    ],
+)
+def test_exports_follow_when_the_last_day_of_a_month_is_in(
+    job: str, days_end: str | None, month: str | None, make_defs: Any, success: Any
+) -> None:
+    tags = {DAYS_END_TAG: days_end} if days_end else {}
+    answer = follow(make_defs("UTC"), "month_closed", success, job, tags)
+    if month is None:
+        assert isinstance(answer, dg.SkipReason)
+    else:
+        assert isinstance(answer, dg.RunRequest)
+        assert answer.partition_key == month
+
+
+def test_tags_of_a_range_of_days_are_read_back() -> None:
+    from support import days
+
+    for range_ in (days("2024-02-28", "2024-03-02"), days("2024-02-29", "2024-03-01")):
+        assert days_of_run(day_range_tags(range_)) == range_
+    assert days_of_run({}) is None
