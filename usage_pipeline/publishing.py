@@ -493,7 +493,8 @@ class _Postgres:
         if self._fetch("select to_regclass(%s)", self._name("snapshot")) == [(None,)]:
             self._cursor.execute(
                 f"create table {self._name('snapshot')}"
-                " (snapshot_id text primary key, published_at timestamptz, run_id text, timezone text)"
+                " (snapshot_id text primary key, published_at timestamptz,"
+                " run_id text, timezone text)"
             )
         recorded = self._fetch(f"select snapshot_id from {self._name('snapshot')}")
         return str(recorded[0][0]) if recorded else None

@@ -51,8 +51,7 @@
 
 {#
   Data tests look at the window only, so that a night's audit does not grow with history: their
-  `where: <column> in window` becomes the window in that column's reach. Period starts are
-  instants; a day's slack on either side covers every zone.
+  `where: <column> in window` becomes the window in that column's reach.
 #}
 {% macro get_where_subquery(relation) -%}
   {%- set where = config.get('where') -%}
@@ -60,12 +59,7 @@
     {%- set where = where
           | replace('usage_date in window', in_window('usage_date'))
           | replace('metric_date in window', in_window('metric_date', 'trailing'))
-          | replace('month in window', in_window('month', 'month'))
-          | replace(
-              'period_start in window',
-              add_days('period_start', 1) ~ ' >= ' ~ window_start('month')
-                ~ ' and ' ~ add_days('period_start', -1) ~ ' < ' ~ window_end('month')
-            ) -%}
+          | replace('month in window', in_window('month', 'month')) -%}
     (select * from {{ relation }} where {{ where }}) as windowed
   {%- else -%} {{ relation }}
   {%- endif -%}

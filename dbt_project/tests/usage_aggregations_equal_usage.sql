@@ -23,6 +23,7 @@ with usage as (
     where {{ in_window('month', 'month') }}
 ),
 
+-- the bounds of period_start, with a day's slack for the zone, let the engine skip all other rows
 aggregations as (
     select
         aggregations.user_id,
@@ -36,8 +37,27 @@ aggregations as (
     inner join {{ ref('stg_calendar') }} as calendar
         on aggregations.period_start = calendar.starts_at
     where
-        (aggregations.period_type = 'daily' and {{ in_window('calendar.calendar_date') }})
-        or (aggregations.period_type = 'monthly' and {{ in_window('calendar.calendar_date', 'month') }})
+        aggregations.period_type = 'daily'
+        and {{ in_window('calendar.calendar_date', 'day') }}
+        and aggregations.period_start >= {{ add_days(window_start('day'), -1) }}
+        and aggregations.period_start < {{ add_days(window_end('day'), 1) }}
+    union all
+    select
+        aggregations.user_id,
+        aggregations.org_id,
+        aggregations.period_type,
+        calendar.calendar_date as period_date,
+        aggregations.metric_type,
+        aggregations.total_quantity,
+        cast({{ json_text('aggregations.metadata', '$."event_count"') }} as bigint) as event_count
+    from {{ ref('usage_aggregations') }} as aggregations
+    inner join {{ ref('stg_calendar') }} as calendar
+        on aggregations.period_start = calendar.starts_at
+    where
+        aggregations.period_type = 'monthly'
+        and {{ in_window('calendar.calendar_date', 'month') }}
+        and aggregations.period_start >= {{ add_days(window_start('month'), -1) }}
+        and aggregations.period_start < {{ add_days(window_end('month'), 1) }}
 )
 
 select

@@ -58,6 +58,38 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
         ]
 
 
+def _process(pid: int) -> str | None:
+    """A process as one of a kind: pids are used again. None when it has ended."""
+    try:
+        return f"{platform.node()} {pid} {psutil.Process(pid).create_time()}"
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Fail the runs whose process was killed, and free the pool slots they still hold.
+
+    The daemon does so for the runs it launched. A command's runs are nobody's, and without a
+    daemon so are the daemon's; the next command would wait for their slot for ever.
+    """
+    heartbeats = instance.get_daemon_heartbeats().values()
+    newest = max((beat.timestamp for beat in heartbeats), default=0.0)
+    daemon_lives = time.time() - newest < _DAEMON_SILENCE_SECONDS
+    unfinished = dg.RunsFilter(
+        statuses=[
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.CANCELING,
+        ]
+    )
+    for run in instance.get_runs(unfinished):
+        owner = run.tags.get(_PROCESS_TAG)
+        lives = daemon_lives if owner is None else _process(int(owner.split()[1])) == owner
+        if not lives:
+            instance.report_run_failed(run, "The process of this run was killed.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
 def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
