@@ -93,7 +93,7 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
 def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
-        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: _process(os.getpid())},
+        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: str(_process(os.getpid()))},
         run_config=_QUIET,
         raise_on_error=False,
     )
