@@ -40,6 +40,7 @@ out = Console()
 err = Console(stderr=True)
 
 STOP_SECONDS = 15
+WRONG_USAGE = 2  # as for options that do not parse
 DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7
 
 
@@ -146,7 +147,11 @@ def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
     if start is None:
         start = last - timedelta(days=1)
     days = DayRange(start, last)
-    landing.check_range(settings, days)
+    try:
+        landing.check_range(settings, days)
+    except UsagePipelineError as error:
+        _print_error(error)
+        raise typer.Exit(WRONG_USAGE) from None
     return days
 
 
@@ -314,8 +319,12 @@ def main() -> None:
     except UsagePipelineError as error:
         if debug:
             raise
-        err.print(f"[red]Error:[/] {error}", soft_wrap=True, highlight=False)
+        _print_error(error)
         sys.exit(1)
+
+
+def _print_error(error: UsagePipelineError) -> None:
+    err.print(f"[red]Error:[/] {error}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

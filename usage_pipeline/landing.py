@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from decimal import Context
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from usage_pipeline.warehouse import DayRange
 SCHEMA_VERSION = 1
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
+
+_EXACT = Context(prec=60)  # more digits than any sum of quantities has
 
 # The greatest number that still rounds to 29 integer digits. NaN and Infinity compare greater.
 _LARGEST_QUANTITY = "99999999999999999999999999999.9999999995"
@@ -298,8 +300,11 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
     partition.mkdir(parents=True, exist_ok=True)
     data = partition / "part-0.parquet"
     _copy(settings, source.db, f"({select})", data)
-    rows, invalid, total, last = source.db.execute(
-        "select count(*), count(*) - count(quantity), sum(quantity), max(created_at) "
+    # Whole parts and fractions apart: over all event types the sum may leave DECIMAL(38,9).
+    rows, invalid, whole, fraction, last = source.db.execute(
+        "select count(*), count(*) - count(quantity), "
+        "coalesce(sum(cast(trunc(quantity) as decimal(38, 0))), 0), "
+        "coalesce(sum(cast(quantity - trunc(quantity) as decimal(18, 9))), 0), max(created_at) "
         "from read_parquet(?)",
         [str(data)],
     ).fetchall()[0]
@@ -310,7 +315,7 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
         rows=rows,
         invalid_rows=invalid,
         duplicate_rows=0 if source_rows is None else source_rows - rows,
-        sum_quantity=format(total or Decimal(0), "f"),
+        sum_quantity=format(_EXACT.add(whole, fraction), "f"),
         max_created_at=last.astimezone(UTC).isoformat() if last else None,
         extracted_at=datetime.now(UTC).isoformat(),
         bytes=data.stat().st_size,

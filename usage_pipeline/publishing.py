@@ -37,12 +37,17 @@ _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 _NO_UUID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
-# What the warehouse's usage_aggregations view reads before anything is published.
+# What the models that read back published rows find before anything is published.
 _EMPTY_SNAPSHOT = """
     create table usage_aggregations (
         id uuid, user_id uuid, org_id uuid, period_type varchar, period_start timestamptz,
         metric_type varchar, period_end timestamptz, total_quantity decimal(38, 9),
         metadata json, created_at timestamptz, updated_at timestamptz
+    );
+    create table invalid_usage_events (
+        event_id varchar, metric_type varchar, reason varchar, user_id varchar, org_id varchar,
+        event_type varchar, quantity varchar, event_data varchar, created_at varchar,
+        usage_date date, detected_at timestamptz
     );
     create table snapshot (
         snapshot_id varchar, published_at timestamptz, run_id varchar, timezone varchar

@@ -19,8 +19,8 @@ from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult, Transformer
 from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
 
-# One dbt pass over more events than this would spill; 25 million fit the memory limit easily.
-EVENTS_A_PASS = 25_000_000
+# With two events a cell, more events than this in one dbt pass would spill under the memory limit.
+EVENTS_A_PASS = 10_000_000
 
 Progress = Callable[[str, int, int], None]
 

@@ -10,11 +10,13 @@
 #}
 {% macro duckdb__json_text(column, path) -%}
   {%- set text = "json_extract_string(" ~ column ~ ", '" ~ path ~ "')" -%}
+  {#- after its name where the path ends in one, so that an equal double elsewhere is not taken -#}
+  {%- set name = '"' ~ path.split('."')[-1] ~ '\\s*:\\s*' if path.endswith('"') else '' -%}
   case
     when json_type({{ column }}, '{{ path }}') = 'DOUBLE' and regexp_matches({{ column }}, '[0-9][0-9.]{15}')
       then coalesce(
         list_filter(
-          regexp_extract_all({{ column }}, '-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?'),
+          regexp_extract_all({{ column }}, '{{ name }}(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)', 1),
           lambda number: try_cast(number as double) = try_cast({{ text }} as double)
         )[1],
         {{ text }}
@@ -85,23 +87,33 @@
 
 {#
   numerator / denominator of two DECIMAL(38,9), to 9 digits, half away from zero; null over zero
-  and where the ratio itself has more than 29 integer digits. Whole part and remainder apart, so
-  that no intermediate leaves 128 bits; beyond 10^20 the nine digits after the point are dropped
-  from both for the same reason, which moves the ratio by less than 10^-20 of itself.
+  and where the ratio itself has more than 29 integer digits.
+  Below 10^19 one division of 128-bit integers does: floor((2 n 10^9 + d) / 2 d) billionths.
+  Above, whole part and remainder go apart; from 10^20 on the digits after the point are dropped
+  from both, which moves the ratio by less than 10^-19 of itself.
 #}
 {% macro duckdb__exact_ratio(numerator, denominator) -%}
+  {%- set small = '10000000000000000000' -%}
+  {%- set small_n = 'cast(cast(abs(' ~ numerator ~ ') as decimal(28, 9)) * 1000000000 as hugeint)' -%}
+  {%- set small_d = 'cast(cast(abs(' ~ denominator ~ ') as decimal(28, 9)) * 1000000000 as hugeint)' -%}
   {%- set unit = 'case when abs(' ~ denominator ~ ') >= 100000000000000000000 then 1000000000 else 1 end' -%}
   {%- set n = '(abs(' ~ billionths(numerator) ~ ') // ' ~ unit ~ ')' -%}
   {%- set d = '(abs(' ~ billionths(denominator) ~ ') // ' ~ unit ~ ')' -%}
   {%- set remainder = '((' ~ n ~ ' % ' ~ d ~ ') * 1000000000)' -%}
   case
     when {{ denominator }} <> 0 then
-      sign({{ numerator }}) * sign({{ denominator }}) * (
-        try_cast({{ n }} // {{ d }} as decimal(38, 9))
-        + cast(
-            {{ remainder }} // {{ d }} + case when 2 * ({{ remainder }} % {{ d }}) >= {{ d }} then 1 else 0 end
-            as decimal(10, 0)
-          ) * cast(0.000000001 as decimal(10, 9))
+      sign({{ numerator }}) * sign({{ denominator }}) * cast(
+        case
+          when abs({{ numerator }}) < {{ small }} and abs({{ denominator }}) < {{ small }}
+            then cast((2000000000 * {{ small_n }} + {{ small_d }}) // (2 * {{ small_d }}) as decimal(38, 0))
+              * cast(0.000000001 as decimal(10, 9))
+          else
+            try_cast({{ n }} // {{ d }} as decimal(38, 9))
+            + cast(
+                {{ remainder }} // {{ d }} + case when 2 * ({{ remainder }} % {{ d }}) >= {{ d }} then 1 else 0 end
+                as decimal(10, 0)
+              ) * cast(0.000000001 as decimal(10, 9))
+        end as decimal(38, 9)
       )
   end
 {%- endmacro %}

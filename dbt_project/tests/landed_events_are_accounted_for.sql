@@ -52,4 +52,4 @@ from (
 group by usage_date
 having
     sum(counted_events) + sum(invalid_events) <> sum(landed_events)
-    or sum(found_sum) <> sum(landed_sum)
+    or (count(landed_sum) = count(*) and sum(found_sum) <> sum(landed_sum))

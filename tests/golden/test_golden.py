@@ -383,7 +383,6 @@ def test_updated_at_moves_only_with_the_numbers(
     assert all(after[key] == before[key] for key in untouched)
 
 
-@pytest.mark.xfail(strict=True, reason="product: detected_at is the time of the last extraction")
 def test_detected_at_stays_when_a_day_is_landed_again(
     metered: tuple[AppDatabase, Settings], meter_tables: dict[str, list[Row]]
 ) -> None:

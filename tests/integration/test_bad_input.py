@@ -58,10 +58,12 @@ class CommandLine:
         snapshot = self.home / "serving" / "usage.duckdb"
         return snapshot.stat().st_ino, snapshot.read_bytes()
 
-    def refuses(self, *arguments: str, says: str, remedy: str, **variables: str) -> None:
+    def refuses(
+        self, *arguments: str, says: str, remedy: str, code: int = 1, **variables: str
+    ) -> None:
         before = self.published()
         result = self(*arguments, **variables)
-        assert result.returncode == 1, result.stdout + result.stderr
+        assert result.returncode == code, result.stdout + result.stderr
         lines = result.stderr.strip().splitlines()
         assert len(lines) == 1, result.stderr
         assert lines[0].startswith("Error: ")
@@ -223,6 +225,7 @@ def test_a_start_after_the_end(cli: CommandLine) -> None:
         "--end",
         "2024-04-01",
         says="2024-04-02 is not before the end 2024-04-01",
+        code=2,  # wrong usage
         remedy="The end is exclusive",
     )
 
@@ -236,6 +239,7 @@ def test_a_day_that_is_not_over(cli: CommandLine) -> None:
         "--end",
         str(today + timedelta(days=1)),
         says="is not over yet in UTC",
+        code=2,  # wrong usage
         remedy="Roll up days before",
     )
 
@@ -248,6 +252,7 @@ def test_a_day_before_the_first_partition(cli: CommandLine) -> None:
         "--end",
         "2024-03-31",
         says="2024-03-29 is before the first partition, 2024-03-30",
+        code=2,  # wrong usage
         remedy="Set USAGE_START_DATE",
     )
 

@@ -6,6 +6,7 @@ select
     rows as landed_events,
     invalid_rows as invalid_quantities,
     duplicate_rows as duplicate_events,
-    sum_quantity,
+    -- over all event types, which no published number adds up; null beyond 29 integer digits
+    try_cast(sum_quantity as decimal(38, 9)) as sum_quantity,
     extracted_at
 from {{ source('landing', 'landed_days') }}

@@ -48,7 +48,13 @@ select
     rejected.event_data,
     cast(rejected.created_at as {{ text_type() }}) as created_at,
     rejected.usage_date,
-    landed_days.extracted_at as detected_at
+    coalesce(published.detected_at, landed_days.extracted_at) as detected_at
 from rejected
 inner join {{ ref('stg_landed_days') }} as landed_days
     on rejected.usage_date = landed_days.usage_date
+left join {{ source('published', 'invalid_usage_events') }} as published
+    on
+        rejected.usage_date = published.usage_date
+        and rejected.event_id = published.event_id
+        and rejected.metric_type is not distinct from published.metric_type
+        and rejected.reason = published.reason

@@ -1,0 +1,128 @@
+"""The dbt project by itself: its unit tests, its docs, and the window that a run rebuilds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import pytest
+import yaml
+
+from usage_pipeline.publishing import ensure_snapshot
+from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
+
+Dbt = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def settings(make_settings: Any) -> Settings:
+    made: Settings = make_settings()
+    ensure_snapshot(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def dbt(settings: Settings) -> Dbt:
+    """dbt as a command on an empty warehouse; its relations exist, as unit tests require."""
+    environment = {
+        **os.environ,
+        "USAGE_DBT_WAREHOUSE": str(settings.warehouse_path),
+        "USAGE_DBT_SCRATCH": str(settings.scratch_dir),
+        "USAGE_DBT_LANDING": str(settings.landing_dir),
+        "USAGE_DBT_SNAPSHOT": str(settings.snapshot_path),
+    }
+
+    def run(*arguments: str) -> str:
+        finished = subprocess.run(
+            [
+                *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *arguments),
+                *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
+                *("--target-path", str(settings.dbt_target_dir)),
+                *("--log-path", str(settings.dbt_target_dir)),
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stdout[-4000:]
+        return finished.stdout
+
+    _empty_landing(settings)
+    run("run", "--empty")
+    return run
+
+
+def _empty_landing(settings: Settings) -> None:
+    """One day without events, and tables without rows, in the columns that landing writes."""
+    day = settings.events_dir / "usage_date=2024-02-29"
+    day.mkdir(parents=True)
+    columns = {
+        day / "part-0.parquet": "id text, user_id text, org_id text, event_type text, "
+        "event_data text, quantity decimal(38,9), quantity_raw text, created_at timestamptz",
+        settings.landing_dir / "users.parquet": "id text, created_date date, deleted_date date",
+        settings.landing_dir
+        / "orgs.parquet": "id text, name text, created_date date, deleted_date date",
+        settings.landing_dir
+        / "org_members.parquet": "org_id text, user_id text, role text, created_date date",
+        settings.landing_dir / "subscriptions.parquet": "id text, user_id text, org_id text, "
+        "plan text, status text, created_date date, canceled_date date",
+        settings.landing_dir
+        / "plan_limits.parquet": "plan text, metric_type text, limit_quantity decimal(38,9)",
+        settings.landing_dir
+        / "calendar.parquet": "calendar_date date, starts_at timestamptz, ends_at timestamptz",
+    }
+    with duckdb.connect() as db:
+        for path, names in columns.items():
+            db.execute(f"create or replace table empty ({names})")
+            db.execute(f"copy empty to '{path}' (format parquet)")
+    (day / "manifest.json").write_text(
+        json.dumps(
+            {
+                "usage_date": "2024-02-29",
+                "rows": 0,
+                "invalid_rows": 0,
+                "duplicate_rows": 0,
+                "sum_quantity": "0",
+                "extracted_at": "2024-03-01T01:00:00+00:00",
+            }
+        )
+    )
+
+
+def test_every_dbt_unit_test_passes(dbt: Dbt) -> None:
+    written = 0
+    for file in (DBT_PROJECT_DIR / "models").rglob("*.yml"):
+        written += len(yaml.safe_load(file.read_text()).get("unit_tests") or [])
+    output = dbt("test", "--select", "test_type:unit")
+    assert f"PASS={written} WARN=0 ERROR=0 SKIP=0" in output
+
+
+def test_a_run_replaces_its_window_and_nothing_else(dbt: Dbt, settings: Settings) -> None:
+    window = ("--event-time-start", "2024-02-29", "--event-time-end", "2024-03-01")
+    dbt("run", "--select", "usage_daily", "usage_monthly", *window)
+    compiled = settings.dbt_target_dir / "run" / "usage_pipeline" / "models" / "usage"
+    daily = (compiled / "usage_daily.sql").read_text()
+    assert "usage_date >= cast('2024-02-29' as date)" in daily
+    assert "usage_date < cast('2024-03-01' as date)" in daily
+    monthly = (compiled / "usage_monthly.sql").read_text()
+    assert "month >= cast('2024-02-01' as date)" in monthly
+    assert "month < cast('2024-03-01' as date)" in monthly
+
+
+def test_the_docs_build_and_describe_every_column(dbt: Dbt, settings: Settings) -> None:
+    dbt("docs", "generate")
+    manifest = json.loads((settings.dbt_target_dir / "manifest.json").read_text())
+    models = [n for n in manifest["nodes"].values() if n["resource_type"] == "model"]
+    assert all(model["description"] for model in models)
+    bare = [
+        f"{model['name']}.{name}"
+        for model in models
+        for name, column in model["columns"].items()
+        if not column["description"]
+    ]
+    assert bare == []
+    assert manifest["exposures"]
