@@ -76,17 +76,25 @@ class Rollup:
         """Build the daily models over the given days and all pending ones."""
         with self._writing("building daily models"):
             results: list[NodeResult] = []
-            passes = list(self._passes(self.pending.add(ranges)))
+            unbuilt = self.pending.begin(ranges)
+            passes = list(self._passes(unbuilt))
             for done, days in enumerate(passes):
                 self.progress(f"building days {days}", done, len(passes))
                 results = self.transformer.run("tag:daily", days)
+            self.pending.finish(unbuilt)
             return results
 
     def build_months(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
-        """Build the monthly models over the months of the given days and of all pending ones."""
+        """Build the monthly models over the months of the built days.
+
+        Args:
+            ranges: built again and published when no built day waits for its month.
+        """
         with self._writing("building monthly models"):
             results: list[NodeResult] = []
-            months = merge_ranges(r.whole_months() for r in self.pending.add(ranges))
+            if not self.pending.built():
+                self.pending.finish(ranges)
+            months = merge_ranges(r.whole_months() for r in self.pending.built())
             for done, days in enumerate(months):
                 self.progress(f"building months {days}", done, len(months))
                 results = self.transformer.run("tag:monthly", days)
@@ -98,12 +106,12 @@ class Rollup:
             return self.transformer.run("tag:current")
 
     def audit(self) -> list[NodeResult]:
-        """Run every data test over the pending days; the worst result of each test."""
+        """Run every data test over the built days; the worst result of each test."""
         with self._writing("auditing"):
             return self._audit()
 
     def publish(self, run_id: str) -> PublishReport:
-        """Publish the pending days to the snapshot, to Parquet and to Postgres.
+        """Publish the built days to the snapshot, to Parquet and to Postgres.
 
         When another run changed the warehouse since this one's audit, months, summaries and audit
         are repeated first, so that no unaudited row is ever published.
@@ -115,13 +123,13 @@ class Rollup:
         with self._writing("publishing"):
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
-            ranges = self.pending.ranges()
+            ranges = self.pending.built()
             report = publishing.publish(self.settings, ranges, run_id)
             self.pending.remove(ranges)
             return report
 
     def _bring_up_to_date(self) -> None:
-        for days in merge_ranges(r.whole_months() for r in self.pending.ranges()):
+        for days in merge_ranges(r.whole_months() for r in self.pending.built()):
             self.transformer.run("tag:monthly", days)
         self.transformer.run("tag:current")
         failures = blocking_failures(self._audit())
@@ -135,7 +143,7 @@ class Rollup:
         self._audited_revision = None
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
-        for days in self.pending.ranges():
+        for days in self.pending.built():
             for result in self.transformer.test(days):
                 known = worst.get(result.unique_id)
                 if known is None or (result.failures or 0) > (known.failures or 0):

@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import duckdb
 
@@ -141,6 +142,10 @@ def holder(settings: Settings) -> str | None:
 class PendingDays:
     """The days whose warehouse rows are not published yet, in `warehouse.json`.
 
+    A day is `pending` while its rows are missing or may be half built, then `built`, and gone from
+    here once published. Only built days are audited and published, so that another run's
+    extraction, which goes on meanwhile, cannot get in between.
+
     Args:
         settings: where the file is.
         version: identifies what the rows were built with (models and meters); when it differs
@@ -157,60 +162,96 @@ class PendingDays:
         self._landed = landed
 
     def ranges(self) -> list[DayRange]:
-        """Pending days as disjoint ranges, oldest first."""
+        """All days that are not published, as disjoint ranges, oldest first."""
         state = self._read()
-        if state is None:
-            return ranges_of_days(self._landed())
-        return [DayRange(*map(date.fromisoformat, pair)) for pair in state["pending"]]
+        return merge_ranges([*state.pending, *state.built])
+
+    def built(self) -> list[DayRange]:
+        """Days whose rows are complete and wait to be audited and published."""
+        return self._read().built
 
     def revision(self) -> int:
-        """Grows with every change of the warehouse; equal revisions mean equal rows."""
-        state = self._read()
-        return int(state["revision"]) if state else -1
+        """Grows with every build; equal revisions mean equal rows."""
+        return self._read().revision
 
-    def add(self, ranges: Iterable[DayRange]) -> list[DayRange]:
-        """Make days pending before they are built; returns all that are pending now."""
-        with self._locked():
-            if self._read() is None:
-                # Built with other models or meters: no row of it can be trusted or migrated.
-                self._warehouse.unlink(missing_ok=True)
-            pending = merge_ranges([*self.ranges(), *ranges])
-            self._write(pending)
-        return pending
+    def add(self, ranges: Iterable[DayRange]) -> None:
+        """Days are about to be extracted."""
+        with self._changing() as state:
+            state.pending = merge_ranges([*state.pending, *ranges])
+
+    def begin(self, ranges: Iterable[DayRange]) -> list[DayRange]:
+        """A build begins; gives what it has to cover: the given days and all unpublished ones."""
+        with self._changing() as state:
+            state.pending = merge_ranges([*state.pending, *state.built, *ranges])
+            state.built = []
+            state.revision += 1
+            return state.pending
+
+    def finish(self, ranges: Iterable[DayRange]) -> None:
+        """These days are built."""
+        with self._changing() as state:
+            state.pending = _without(state.pending, ranges)
+            state.built = merge_ranges([*state.built, *ranges])
+            state.revision += 1
 
     def remove(self, ranges: Iterable[DayRange]) -> None:
-        """These days are published."""
-        with self._locked():
-            done = {day for days in ranges for day in days.days()}
-            left = {day for days in self.ranges() for day in days.days()} - done
-            self._write(ranges_of_days(left))
+        """These built days are published."""
+        with self._changing() as state:
+            state.built = _without(state.built, ranges)
 
-    def _read(self) -> dict[str, Any] | None:
-        """The recorded state; None when it does not describe the warehouse that should be there."""
+    def _read(self) -> _State:
         try:
-            state: dict[str, Any] = json.loads(self._path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        known = state.get("version") == self._version
-        return state if known and (self._warehouse.exists() or state["fresh"]) else None
-
-    def _write(self, pending: list[DayRange]) -> None:
-        state = {
-            "version": self._version,
-            "revision": self.revision() + 1,
-            "fresh": not self._warehouse.exists(),  # pending days are complete, the file comes next
-            "pending": [[r.start.isoformat(), r.end.isoformat()] for r in pending],
-        }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._path)
+            recorded = json.loads(self._path.read_text())
+            state = _State(
+                version=recorded["version"],
+                revision=recorded["revision"],
+                fresh=recorded["fresh"],
+                pending=[_range(pair) for pair in recorded["pending"]],
+                built=[_range(pair) for pair in recorded["built"]],
+            )
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            state = None
+        if state and state.version == self._version and (state.fresh or self._warehouse.exists()):
+            return state
+        # Built with other models or meters, or lost: nothing that may be there can be trusted.
+        return _State(self._version, 0, True, ranges_of_days(self._landed()), [])
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Extraction marks days while another run builds, so the file has a lock of its own."""
+    def _changing(self) -> Iterator[_State]:
+        """The state, written back when the block ends. It has a lock of its own, because one run
+        extracts while another builds."""
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            state = self._read()
+            if state.revision == 0:
+                self._warehouse.unlink(missing_ok=True)
+                state.revision = 1
+            yield state
+            # Once the file was there, its absence means that it was lost.
+            state.fresh = not self._warehouse.exists()
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(asdict(state), default=str))
+            temporary.replace(self._path)
+
+
+@dataclass
+class _State:
+    """The content of `warehouse.json`; `fresh` until the warehouse file is first seen."""
+
+    version: str
+    revision: int
+    fresh: bool
+    pending: list[DayRange]
+    built: list[DayRange]
+
+
+def _range(pair: list[str]) -> DayRange:
+    return DayRange(date.fromisoformat(pair[0]), date.fromisoformat(pair[1]))
+
+
+def _without(ranges: Iterable[DayRange], gone: Iterable[DayRange]) -> list[DayRange]:
+    left = {day for days in ranges for day in days.days()}
+    return ranges_of_days(left - {day for days in gone for day in days.days()})
 
 
 def load_postgres_extension(db: duckdb.DuckDBPyConnection) -> None:

@@ -75,30 +75,53 @@ class TestPendingDays:
     def published(self, settings: Settings) -> PendingDays:
         """A warehouse whose only day was built and published."""
         pending = self.pending(settings)
-        pending.add([MONDAY])
+        pending.begin([MONDAY])
         settings.warehouse_path.touch()
+        pending.finish([MONDAY])
         pending.remove([MONDAY])
         return pending
 
     def test_a_new_warehouse_has_every_landed_day_pending(self, settings: Settings) -> None:
         pending = self.pending(settings, landed=(MONDAY, MIDWEEK))
         assert pending.ranges() == [MONDAY, MIDWEEK]
-        assert pending.add([]) == [MONDAY, MIDWEEK]
+        assert pending.begin([]) == [MONDAY, MIDWEEK]
 
     def test_days_stay_pending_until_they_are_removed(self, settings: Settings) -> None:
         pending = self.published(settings)
         assert pending.ranges() == []
         pending.add([MIDWEEK])
         assert self.pending(settings).ranges() == [MIDWEEK]  # another process
+        pending.finish(pending.begin([]))
         pending.remove([days("2024-01-03", "2024-01-04")])
         assert pending.ranges() == [days("2024-01-04", "2024-01-05")]
 
-    def test_every_change_is_a_new_revision(self, settings: Settings) -> None:
+    def test_every_build_is_a_new_revision_and_an_extraction_is_none(
+        self, settings: Settings
+    ) -> None:
         pending = self.published(settings)
         revision = pending.revision()
         pending.add([MONDAY])
+        assert pending.revision() == revision
+        pending.begin([])
         assert pending.revision() > revision
         assert pending.revision() == self.pending(settings).revision()
+
+    def test_days_another_run_is_extracting_are_not_published_with_the_built_ones(
+        self, settings: Settings
+    ) -> None:
+        pending = self.published(settings)
+        pending.finish(pending.begin([MONDAY]))
+        pending.add([MONDAY, MIDWEEK])
+        assert pending.built() == [MONDAY]
+        pending.remove([MONDAY])
+        assert pending.built() == []
+        assert pending.ranges() == [MONDAY, MIDWEEK]
+
+    def test_a_build_covers_what_an_earlier_one_left_unpublished(self, settings: Settings) -> None:
+        pending = self.published(settings)
+        pending.finish(pending.begin([MONDAY]))
+        assert pending.begin([MIDWEEK]) == [MONDAY, MIDWEEK]
+        assert pending.built() == []
 
     def test_another_version_makes_all_landed_days_pending_and_drops_the_warehouse(
         self, settings: Settings
@@ -106,7 +129,7 @@ class TestPendingDays:
         self.published(settings)
         other = self.pending(settings, "2", landed=(MONDAY, MIDWEEK))
         assert other.ranges() == [MONDAY, MIDWEEK]
-        assert other.add([]) == [MONDAY, MIDWEEK]
+        assert other.begin([]) == [MONDAY, MIDWEEK]
         assert not settings.warehouse_path.exists()
 
     def test_a_deleted_warehouse_makes_all_landed_days_pending(self, settings: Settings) -> None:
@@ -124,9 +147,11 @@ class TestPendingDays:
         self.published(settings)
         settings.warehouse_path.unlink()
         landed = (MONDAY, MIDWEEK)
-        self.pending(settings, landed=landed).add([])
+        again = self.pending(settings, landed=landed)
+        again.begin([])
         settings.warehouse_path.touch()
-        self.pending(settings, landed=landed).remove([MONDAY])  # one pass published, then lost
+        again.finish([MONDAY])
+        again.remove([MONDAY])  # one pass published, then lost
         settings.warehouse_path.unlink()
         assert self.pending(settings, landed=landed).ranges() == [MONDAY, MIDWEEK]
 

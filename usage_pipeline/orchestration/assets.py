@@ -228,7 +228,7 @@ def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.
     ) -> Iterator[dg.MaterializeResult]:
         months = months_of(context)
         with one_line_failures():
-            results = rollup.build_months([])
+            results = rollup.build_months([months])
         yield from _materialized(context, rollup, results, months)
 
     @dbt_assets(
