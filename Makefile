@@ -26,7 +26,7 @@ up: $(VENV)/.installed ## Dagster at http://127.0.0.1:3000 with schedules and se
 	$(BIN)/usage-pipeline up
 
 test: $(VENV)/.installed ## All tests, against real Postgres, dbt, DuckDB and Dagster.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed ## Linters, types, import contract.
 	$(BIN)/ruff check .
