@@ -30,7 +30,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         if node["resource_type"] == "test"
     }
     keys = {
-        unique_id: dg.AssetCheckKey(_tested_asset(manifest, node), _check_name(node))
+        unique_id: dg.AssetCheckKey(_tested_asset(manifest, node), node["name"])
         for unique_id, node in tests.items()
     }
     specs = [
@@ -130,7 +130,3 @@ def _tested_asset(manifest: Mapping[str, Any], node: Mapping[str, Any]) -> dg.As
     models = [name for name in node["depends_on"]["nodes"] if name.startswith("model.")]
     tested = node.get("attached_node") or models[0]
     return asset_key_of(manifest["nodes"][tested])
-
-
-def _check_name(node: Mapping[str, Any]) -> str:
-    return str(node["name"])
