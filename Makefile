@@ -42,4 +42,5 @@ lock: ## Resolve the dependencies again (needs uv).
 	  --no-annotate --no-header --no-strip-extras --extra dev -o requirements.lock pyproject.toml
 
 clean: ## Remove the virtual environment and all state.
-	rm -rf $(VENV) data/[!s]*
+	rm -rf $(VENV)
+	find data -mindepth 1 -maxdepth 1 ! -name sample -exec rm -rf {} +

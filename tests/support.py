@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import UUID
 
 import duckdb
 import psycopg2
 from psycopg2.extras import execute_values
 
+from usage_pipeline.app_db import connect
 from usage_pipeline.publishing import PublishReport
 from usage_pipeline.rollup import Rollup, blocking_failures
 from usage_pipeline.served_tables import SERVED_TABLES
@@ -50,6 +51,10 @@ class AppDatabase:
                 return cursor.fetchall()
         finally:
             connection.close()
+
+    def load_csv(self, table: str, rows: TextIO) -> None:
+        with connect(self.url) as connection, connection.cursor() as cursor:
+            cursor.copy_expert(f"copy {table} from stdin (format csv, header)", rows)
 
     def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Rows in the order of the table's columns."""

@@ -173,3 +173,17 @@ def test_a_failed_extraction_leaves_the_landed_day_as_it_was(
     with pytest.raises(UsagePipelineError, match="column is missing"):
         land_events(other, [DAY])
     assert {path.name: path.read_bytes() for path in partition(settings).iterdir()} == before
+
+
+def test_the_committed_sample_lands_as_its_two_days(new_database: Any, make_settings: Any) -> None:
+    """data/sample/usage_events.csv shows the accepted shape. Sums by hand: 1 + 1 + 1200 - 200 +
+    1048576 on the leap day, whose last event is a microsecond before midnight; then
+    1 + 0.123456789 + 1."""
+    database: AppDatabase = new_database()
+    sample = Path(__file__).parents[2] / "data" / "sample" / "usage_events.csv"
+    with sample.open() as rows:
+        database.load_csv("usage_events", rows)
+    settings: Settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    leap_day, next_day = land_events(settings, [date(2024, 2, 29), date(2024, 3, 1)])
+    assert (leap_day.rows, Decimal(leap_day.sum_quantity)) == (5, Decimal("1049578"))
+    assert (next_day.rows, Decimal(next_day.sum_quantity)) == (3, Decimal("2.123456789"))
