@@ -80,7 +80,8 @@ def test_a_day_without_events_is_an_empty_partition(
 ) -> None:
     settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
     (manifest,) = land_events(settings, [date(2024, 3, 12)])
-    assert (manifest.rows, manifest.sum_quantity, manifest.max_created_at) == (0, "0", None)
+    assert (manifest.rows, manifest.max_created_at) == (0, None)
+    assert Decimal(manifest.sum_quantity) == 0
     data = partition(settings, date(2024, 3, 12)) / "part-0.parquet"
     assert duckdb.sql(f"select count(*) from '{data}'").fetchall() == [(0,)]
 
