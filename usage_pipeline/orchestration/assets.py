@@ -14,6 +14,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.metadata import sparkline, table_metadata
 from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.served_tables import SERVED_TABLES
 from usage_pipeline.transform import NodeResult
 from usage_pipeline.warehouse import DayRange
 
@@ -38,7 +39,7 @@ def build_assets(
         *_external_assets(),
         *_landing_assets(partitions),
         *_dbt_assets(manifest, partitions),
-        *_output_assets(partitions),
+        *_output_assets(manifest, partitions),
     ]
 
 
@@ -270,7 +271,13 @@ def _materialized(
         )
 
 
-def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
+def _output_assets(
+    manifest: Mapping[str, Any], partitions: Partitions
+) -> list[dg.AssetsDefinition]:
+    served = [
+        asset_key_of(manifest["nodes"][f"model.usage_pipeline.{table.name}"])
+        for table in SERVED_TABLES
+    ]
     outputs = {
         "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
         "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
@@ -282,25 +289,7 @@ def _output_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
         specs=[
             dg.AssetSpec(
                 ["publishing", name],
-                deps=[
-                    dg.AssetDep(["reporting", "usage_summary"]),
-                    *(
-                        dg.AssetDep(key)
-                        for key in (
-                            ["usage", "usage_aggregations"],
-                            ["usage", "invalid_usage_events"],
-                            ["usage", "usage_daily_by_dimension"],
-                            ["usage", "org_usage_daily"],
-                            ["usage", "org_usage_monthly"],
-                            ["platform", "platform_usage_daily"],
-                            ["platform", "platform_usage_monthly"],
-                            ["platform", "platform_metrics_daily"],
-                            ["platform", "platform_metrics_monthly"],
-                            ["platform", "subscriptions_by_plan_daily"],
-                            ["platform", "user_retention_monthly"],
-                        )
-                    ),
-                ],
+                deps=served,
                 group_name="publishing",
                 description=description,
                 owners=OWNERS,
