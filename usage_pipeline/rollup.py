@@ -91,14 +91,9 @@ class Rollup:
             ranges: built again and published when no built day waits for its month.
         """
         with self._writing("building monthly models"):
-            results: list[NodeResult] = []
             if not self.pending.built():
                 self.pending.finish(ranges)
-            months = merge_ranges(r.whole_months() for r in self.pending.built())
-            for done, days in enumerate(months):
-                self.progress(f"building months {days}", done, len(months))
-                results = self.transformer.run("tag:monthly", days)
-            return results
+            return self._build_months()
 
     def build_current(self) -> list[NodeResult]:
         """Build what has no partitions: the trailing summaries and the published view."""
@@ -129,9 +124,16 @@ class Rollup:
             self.pending.remove(ranges)
             return report
 
+    def _build_months(self) -> list[NodeResult]:
+        results: list[NodeResult] = []
+        months = merge_ranges(r.whole_months() for r in self.pending.built())
+        for done, days in enumerate(months):
+            self.progress(f"building months {days}", done, len(months))
+            results = self.transformer.run("tag:monthly", days)
+        return results
+
     def _bring_up_to_date(self) -> None:
-        for days in merge_ranges(r.whole_months() for r in self.pending.built()):
-            self.transformer.run("tag:monthly", days)
+        self._build_months()
         self.transformer.run("tag:current")
         failures = blocking_failures(self._audit())
         if failures:
@@ -148,7 +150,7 @@ class Rollup:
         for days in self.pending.built() or newest:
             for result in self.transformer.test(days):
                 known = worst.get(result.unique_id)
-                if known is None or (result.failures or 0) > (known.failures or 0):
+                if known is None or _badness(result) > _badness(known):
                     worst[result.unique_id] = result
         if not blocking_failures(worst.values()):
             self._audited_revision = revision
@@ -174,6 +176,12 @@ class Rollup:
             self.settings, purpose, lambda holder: self.progress(f"waiting for {holder}", 0, 1)
         ):
             yield self.settings.warehouse_path
+
+
+def _badness(result: NodeResult) -> tuple[int, int]:
+    """Orders results of one test over several ranges: how it ended first, then rows found."""
+    order = ("pass", "warn", "skipped", "fail", "error")
+    return order.index(result.status), result.failures or 0
 
 
 def blocking_failures(results: Iterable[NodeResult]) -> list[NodeResult]:

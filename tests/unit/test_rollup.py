@@ -1,0 +1,18 @@
+"""Rollup: which of several results of one test counts."""
+
+from usage_pipeline.rollup import _badness
+from usage_pipeline.transform import NodeResult
+
+
+def result(status: str, failures: int | None = None) -> NodeResult:
+    return NodeResult("test.usage_pipeline.keys.1", status, 0.1, failures, "")
+
+
+def test_an_error_in_one_range_outweighs_a_pass_in_another() -> None:
+    # A test that errors finds no rows; counting rows alone would have kept the pass.
+    ranges = [result("pass", 0), result("error"), result("warn", 9)]
+    assert max(ranges, key=_badness).status == "error"
+
+
+def test_of_two_failures_the_one_with_more_rows_counts() -> None:
+    assert max([result("fail", 2), result("fail", 7)], key=_badness).failures == 7
