@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from uuid import uuid4
 import duckdb
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline import app_db
+from usage_pipeline import app_db, restatements
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.restatements import Cause
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, connect, next_month
 
+LEDGER = "usage_restatements"
+MONTHS_DIGESTED = 6
 READER_ROLE = "usage_reader"
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 # Stands for null in Postgres keys: RFC 9562's greatest UUID, which no generator produces; the
@@ -37,21 +40,36 @@ _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 _NO_UUID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
-# What the models that read back published rows find before anything is published.
-_EMPTY_SNAPSHOT = """
-    create table usage_aggregations (
+# The shape of the snapshot file: a newer one is refused, an older one migrated.
+SCHEMA_VERSION = 1
+
+# Tables that have to be there before anything is published: what the models read back, the ledger,
+# and what the ledger needs to know of the days published so far. `alter` migrates older files.
+_BOOKKEEPING = """
+    create table if not exists usage_aggregations (
         id uuid, user_id uuid, org_id uuid, period_type varchar, period_start timestamptz,
         metric_type varchar, period_end timestamptz, total_quantity decimal(38, 9),
         metadata json, created_at timestamptz, updated_at timestamptz
     );
-    create table invalid_usage_events (
+    create table if not exists invalid_usage_events (
         event_id varchar, metric_type varchar, reason varchar, user_id varchar, org_id varchar,
         event_type varchar, quantity varchar, event_data varchar, created_at varchar,
         usage_date date, detected_at timestamptz
     );
-    create table snapshot (
-        snapshot_id varchar, published_at timestamptz, run_id varchar, timezone varchar
+    create table if not exists usage_restatements (
+        usage_date date, user_id uuid, org_id uuid, metric_type varchar, restated_at timestamptz,
+        old_quantity decimal(38, 9), new_quantity decimal(38, 9),
+        old_event_count bigint, new_event_count bigint, cause varchar, run_id varchar
     );
+    create table if not exists published_days (
+        usage_date date, landed_events bigint, sum_quantity decimal(38, 9),
+        last_event_at timestamptz, extracted_at timestamptz, built_with varchar
+    );
+    create table if not exists snapshot (
+        snapshot_id varchar, published_at timestamptz, run_id varchar
+    );
+    alter table snapshot add column if not exists timezone varchar;
+    alter table snapshot add column if not exists schema_version integer;
 """
 
 
@@ -63,6 +81,7 @@ class Snapshot:
     published_at: datetime
     run_id: str
     timezone: str
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,7 @@ class PublishReport:
         seconds: per stage: `compare`, `snapshot`, `parquet`, `postgres`, `swap`.
         snapshot_bytes: size of the snapshot file.
         parquet_bytes: size of the Parquet files written.
+        restated: the ledger's newest months; see `restatements.digest`.
     """
 
     snapshot_id: str = ""
@@ -94,6 +114,7 @@ class PublishReport:
     seconds: dict[str, float] = field(default_factory=dict)
     snapshot_bytes: int = 0
     parquet_bytes: int = 0
+    restated: list[tuple[Any, ...]] = field(default_factory=list)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -125,30 +146,71 @@ class _Delta:
 
 
 def ensure_snapshot(settings: Settings) -> None:
-    """Create `serving/usage.duckdb` with an empty `usage_aggregations` when it is absent.
+    """Create `serving/usage.duckdb` when it is absent, migrate it when an older release wrote it.
 
-    The warehouse's view of that name reads it, so it must exist before the first publish.
+    The warehouse's views of published rows read it, so it must exist before the first publish.
+
+    Raises:
+        UsagePipelineError: a newer release wrote it.
     """
-    if settings.snapshot_path.exists():
+    path = settings.snapshot_path
+    version = _schema_version(settings) if path.exists() else None
+    if version is not None and version > SCHEMA_VERSION:
+        raise _written_by_newer(f"The snapshot {path}", version)
+    if version == SCHEMA_VERSION:
         return
     settings.serving_dir.mkdir(parents=True, exist_ok=True)
     with _work_dir(settings) as work:
-        with connect(settings, work / "empty.duckdb") as db:
-            db.execute(_EMPTY_SNAPSHOT)
-        (work / "empty.duckdb").replace(settings.snapshot_path)
+        if path.exists():
+            _clone(path, work / "migrated.duckdb")
+        with connect(settings, work / "migrated.duckdb") as db:
+            db.execute(_BOOKKEEPING)
+            db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
+            if _columns(db, "migrated", "usage_daily"):
+                # Published before the ledger was kept: what changes from now on is a restatement.
+                db.execute(
+                    "insert into published_days by name select distinct usage_date from usage_daily"
+                    " where usage_date not in (select usage_date from published_days)"
+                )
+        (work / "migrated.duckdb").replace(path)
 
 
-def publish(settings: Settings, ranges: Sequence[DayRange], run_id: str) -> PublishReport:
+def _schema_version(settings: Settings) -> int:
+    """The version that the snapshot file carries; 0 before versions were written."""
+    with connect(settings, ":memory:") as db:
+        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as published (read_only)")
+        if "schema_version" not in _columns(db, "published", "snapshot"):
+            return 0
+        row = db.execute("select schema_version from published.main.snapshot").fetchone()
+    return int(row[0] or 0) if row else SCHEMA_VERSION
+
+
+def _written_by_newer(what: str, version: int) -> UsagePipelineError:
+    return UsagePipelineError(
+        f"{what} has schema {version} of a newer release; this one knows {SCHEMA_VERSION}",
+        "Update the checkout to that release, or restore the state of this one from a backup",
+    )
+
+
+def publish(
+    settings: Settings,
+    ranges: Sequence[DayRange],
+    run_id: str,
+    built_with: str,
+    cause: Cause | None = None,
+) -> PublishReport:
     """Make the warehouse's rows what readers see. The caller is the single writer.
 
     Args:
         settings: where the warehouse, the outputs and the publish database are.
         ranges: local days whose rows may have changed; their months are compared as well.
-        run_id: recorded with the snapshot.
+        run_id: recorded with the snapshot and the restatements.
+        built_with: version of models and meters that built the warehouse.
+        cause: of every restatement of this publish; found out when not given.
 
     Raises:
-        UsagePipelineError: the warehouse lacks a table, or Postgres refuses; readers then
-            still see the previous state everywhere.
+        UsagePipelineError: the warehouse lacks a table, Postgres refuses, or a newer release
+            published; readers then still see the previous state everywhere.
     """
     ensure_snapshot(settings)
     report = PublishReport()
@@ -158,20 +220,25 @@ def publish(settings: Settings, ranges: Sequence[DayRange], run_id: str) -> Publ
             db.execute(f"attach '{_quoted(settings.warehouse_path)}' as warehouse (read_only)")
             db.execute(f"attach '{_quoted(snapshot_path)}' as published (read_only)")
             base = snapshot = _recorded_snapshot(db)
-            # Cut in another zone, old rows lie between the days compared: take all tables whole.
-            first = base is None or base.timezone != settings.timezone
+            new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
-                deltas = [
-                    _compare(db, table, ranges, settings, first=first) for table in SERVED_TABLES
-                ]
+                deltas = _compare_all(db, settings, ranges, base)
+                deltas.append(_ledger(db, deltas, base, new, built_with=built_with, cause=cause))
+                unseen = _count(
+                    db,
+                    f"from ({_days_published(ranges)}) as days anti join"
+                    " published.main.published_days using (usage_date)",
+                )
             report.tables = {delta.table.name: delta.change for delta in deltas}
-            if base is None or not all(delta.empty for delta in deltas):
+            if base is None or unseen or not all(delta.empty for delta in deltas):
                 report.changed = True
-                snapshot = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
+                snapshot = new
                 with report.timed("snapshot"):
                     _build_snapshot(db, snapshot_path, work / "usage.duckdb", deltas, snapshot)
+                    _note_days(db, ranges, built_with)
             assert snapshot is not None
             source = "serving" if report.changed else "published"
+            report.restated = restatements.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
             parquet = _Parquet(settings, work / "parquet")
             with report.timed("parquet"):
                 parquet.stage(db, source, deltas, base, snapshot)
@@ -210,7 +277,8 @@ def _quoted(path: Path) -> str:
 
 def _recorded_snapshot(db: duckdb.DuckDBPyConnection) -> Snapshot | None:
     row = db.execute(
-        "select snapshot_id, published_at, run_id, timezone from published.main.snapshot"
+        "select snapshot_id, published_at, run_id, timezone, schema_version"
+        " from published.main.snapshot"
     ).fetchone()
     return Snapshot(*row) if row else None
 
@@ -224,13 +292,29 @@ def _columns(db: duckdb.DuckDBPyConnection, catalog: str, table: str) -> dict[st
     return {name: kind for name, kind, *_ in described}
 
 
-def _compare(
+def _compare_all(
     db: duckdb.DuckDBPyConnection,
-    table: ServedTable,
-    ranges: Sequence[DayRange],
     settings: Settings,
-    *,
-    first: bool,
+    ranges: Sequence[DayRange],
+    base: Snapshot | None,
+) -> list[_Delta]:
+    """What differs in each table of the warehouse; in all rows when the zone is another one,
+    because rows cut in the old zone lie between the days of `ranges`."""
+    everything = base is not None and base.timezone != settings.timezone
+    return [
+        _compare(
+            db,
+            table,
+            "true" if everything or not table.windowed else _window(table, ranges, settings),
+            first=base is None,
+        )
+        for table in SERVED_TABLES
+        if table.name != LEDGER
+    ]
+
+
+def _compare(
+    db: duckdb.DuckDBPyConnection, table: ServedTable, window: str, *, first: bool
 ) -> _Delta:
     """The rows to add (side 1) and to remove (side -1), all columns compared, nulls equal."""
     columns = _columns(db, "warehouse", table.name)
@@ -243,7 +327,6 @@ def _compare(
         rows = _count(db, f"from warehouse.main.{table.name}")
         return _Delta(table, columns, True, TableChange(inserted=rows))
     names = ", ".join(columns)
-    window = _window(table, ranges, settings) if table.windowed else "true"
     delta = _Delta(table, columns, False, TableChange())
     db.execute(f"""
         create temp table {delta.changes} as
@@ -262,6 +345,64 @@ def _compare(
     keys = _count(db, f"from (select distinct {key} from {delta.changes})")
     updated = added + removed - keys
     return _Delta(table, columns, False, TableChange(added - updated, updated, removed - updated))
+
+
+def _ledger(
+    db: duckdb.DuckDBPyConnection,
+    deltas: Sequence[_Delta],
+    base: Snapshot | None,
+    snapshot: Snapshot,
+    *,
+    built_with: str,
+    cause: Cause | None,
+) -> _Delta:
+    """The restatements that these deltas are; the ledger's earlier rows stay as they are."""
+    (cells,) = (delta for delta in deltas if delta.table.name == "usage_daily")
+    numbers = ", ".join((*restatements.KEY, "total_quantity", "event_count"))
+    relation = cells.changes
+    if cells.whole and base is None:
+        relation = f"(select 1 as side, {numbers} from warehouse.main.usage_daily where false)"
+    elif cells.whole:  # the table has other columns than before; these it always had
+        relation = (
+            f"(select 1 as side, {numbers} from warehouse.main.usage_daily union all"
+            f" select -1 as side, {numbers} from published.main.usage_daily)"
+        )
+    if base and base.timezone != snapshot.timezone:
+        cause = cause or "rebuild"  # every day is another one, with no event late
+    (table,) = (table for table in SERVED_TABLES if table.name == LEDGER)
+    delta = _Delta(table, _columns(db, "published", LEDGER), False, TableChange())
+    rows = restatements.record_restatements(
+        db,
+        delta.changes,
+        relation,
+        restated_at=snapshot.published_at,
+        run_id=snapshot.run_id,
+        built_with=built_with,
+        cause=cause,
+    )
+    return replace(delta, change=TableChange(inserted=rows))
+
+
+def _days_published(ranges: Sequence[DayRange]) -> str:
+    """The landed days of the ranges as a query: empty days are published as well."""
+    within = " or ".join(f"usage_date >= '{r.start}' and usage_date < '{r.end}'" for r in ranges)
+    return f"select * from warehouse.main.stg_landed_days where {within or 'false'}"
+
+
+def _note_days(db: duckdb.DuckDBPyConnection, ranges: Sequence[DayRange], built_with: str) -> None:
+    """Remember what the published days were made of, for the causes of later restatements."""
+    days = _days_published(ranges)
+    db.execute(
+        "delete from serving.main.published_days where usage_date in"
+        f" (select usage_date from ({days}))"
+    )
+    db.execute(
+        "insert into serving.main.published_days by name"
+        " select usage_date, landed_events, sum_quantity, last_event_at, extracted_at,"
+        f" ? as built_with from ({days})",
+        [built_with],
+    )
+    db.execute("checkpoint serving")
 
 
 def _count(db: duckdb.DuckDBPyConnection, relation: str) -> int:
@@ -319,10 +460,9 @@ def _build_snapshot(
             )
     db.execute("delete from serving.main.snapshot")
     db.execute(
-        "insert into serving.main.snapshot values (?, ?, ?, ?)",
-        [snapshot.snapshot_id, snapshot.published_at, snapshot.run_id, snapshot.timezone],
+        "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
+        {"snapshot": asdict(snapshot)},
     )
-    db.execute("checkpoint serving")
 
 
 def _clone(source: Path, target: Path) -> None:
@@ -480,8 +620,11 @@ class _Postgres:
                 self._apply_changes(db, delta)
         self._cursor.execute(f"delete from {self._name('snapshot')}")
         self._cursor.execute(
-            f"insert into {self._name('snapshot')} values (%s, %s, %s, %s)",
-            (snapshot.snapshot_id, snapshot.published_at, snapshot.run_id, snapshot.timezone),
+            f"insert into {self._name('snapshot')}"
+            " (snapshot_id, published_at, run_id, timezone, schema_version)"
+            " values (%(snapshot_id)s, %(published_at)s, %(run_id)s, %(timezone)s,"
+            " %(schema_version)s)",
+            asdict(snapshot),
         )
         self._grant()
 
@@ -498,28 +641,40 @@ class _Postgres:
         if self._fetch("select to_regclass(%s)", self._name("snapshot")) == [(None,)]:
             self._cursor.execute(
                 f"create table {self._name('snapshot')}"
-                " (snapshot_id text primary key, published_at timestamptz,"
-                " run_id text, timezone text)"
+                " (snapshot_id text primary key, published_at timestamptz, run_id text)"
             )
-        recorded = self._fetch(f"select snapshot_id from {self._name('snapshot')}")
+        if len(self._attributes("snapshot")) < len(fields(Snapshot)):
+            self._cursor.execute(
+                f"alter table {self._name('snapshot')}"
+                " add column if not exists timezone text,"
+                " add column if not exists schema_version integer"
+            )
+        recorded = self._fetch(
+            f"select snapshot_id, coalesce(schema_version, 0) from {self._name('snapshot')}"
+        )
+        if recorded and recorded[0][1] > SCHEMA_VERSION:
+            raise _written_by_newer(f"Schema {self._schema} in Postgres", recorded[0][1])
         return str(recorded[0][0]) if recorded else None
 
     def _create(self, delta: _Delta) -> bool:
         """Create the table when it is absent or has other columns; True when it did."""
         name = self._name(delta.table.name)
         wanted = [(column, _postgres_type(kind)) for column, kind in delta.columns.items()]
-        actual = self._fetch(
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
-            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped"
-            " order by attnum",
-            name,
-        )
-        if actual == wanted:
+        if self._attributes(delta.table.name) == wanted:
             return False
         columns = ", ".join(f"{column} {kind}" for column, kind in wanted)
         self._cursor.execute(f"drop table if exists {name}")
         self._cursor.execute(f"create table {name} ({columns})")
         return True
+
+    def _attributes(self, table: str) -> list[tuple[Any, ...]]:
+        """Names and types of a table's columns; empty when there is no such table."""
+        return self._fetch(
+            "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+            " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped"
+            " order by attnum",
+            self._name(table),
+        )
 
     def _index(self, delta: _Delta) -> None:
         """Key and indexes; after the first load, because that is faster."""

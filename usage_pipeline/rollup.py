@@ -15,6 +15,7 @@ from usage_pipeline import landing, publishing, warehouse
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
 from usage_pipeline.publishing import PublishReport
+from usage_pipeline.restatements import Cause
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult, Transformer
 from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
@@ -106,11 +107,15 @@ class Rollup:
         with self._writing("auditing"):
             return self._audit()
 
-    def publish(self, run_id: str) -> PublishReport:
+    def publish(self, run_id: str, cause: Cause | None = None) -> PublishReport:
         """Publish the built days to the snapshot, to Parquet and to Postgres.
 
         When another run changed the warehouse since this one's audit, months, summaries and audit
         are repeated first, so that no unaudited row is ever published.
+
+        Args:
+            run_id: recorded with the snapshot and the restatements.
+            cause: of the restatements, where it is not to be found out.
 
         Raises:
             UsagePipelineError: a blocking test fails, or an output cannot be written; what was
@@ -120,7 +125,9 @@ class Rollup:
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
             ranges = self.pending.built()
-            report = publishing.publish(self.settings, ranges, run_id)
+            report = publishing.publish(
+                self.settings, ranges, run_id, self.transformer.version, cause
+            )
             self.pending.remove(ranges)
             return report
 

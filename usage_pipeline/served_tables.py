@@ -22,6 +22,7 @@ class ServedTable:
         windowed: only the rows of the published days and their months are compared; tables
             whose other rows can move as well, all small, are compared whole.
         indexes: further indexes in Postgres, for dashboards.
+        model: whether dbt builds it; the others are written by the pipeline itself.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ServedTable:
     grain: Literal["day", "month", "period"] = "day"
     windowed: bool = True
     indexes: tuple[tuple[str, ...], ...] = ()
+    model: bool = True
 
 
 _PERSON = ("user_id", "org_id")
@@ -109,5 +111,13 @@ SERVED_TABLES = (
         key=("event_id", "metric_type"),
         nullable=("metric_type",),
         dated="usage_date",
+    ),
+    ServedTable(
+        "usage_restatements",
+        key=("usage_date", *_PERSON, "metric_type", "restated_at"),
+        nullable=_PERSON,
+        dated="usage_date",
+        indexes=(("restated_at",),),
+        model=False,
     ),
 )

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ WAREHOUSE_TABLES = {
     "invalid_usage_events": "event_id varchar, metric_type varchar, reason varchar,"
     " user_id varchar, org_id varchar, event_type varchar, quantity varchar, event_data varchar,"
     " created_at varchar, usage_date date, detected_at timestamptz",
+    # not served: what the ledger asks of the landed days
+    "stg_landed_days": "usage_date date, landed_events bigint, sum_quantity decimal(38,9),"
+    " last_event_at timestamptz, extracted_at timestamptz",
 }
 
 USAGE_AGGREGATIONS = """
@@ -108,6 +112,10 @@ ROWS = f"""
         (date '2025-04-01', null, null, 'storage_used',
          12345678901234567890123456789.123456789, 1)
     ) as v (usage_date, user_id, org_id, metric_type, quantity, events);
+    insert into stg_landed_days
+    select usage_date, sum(event_count), sum(total_quantity), max(last_event_at),
+           getvariable('morning') + interval 1 day
+    from usage_daily group by usage_date;
     insert into usage_monthly
     select date_trunc('month', usage_date), user_id, org_id, metric_type, sum(total_quantity),
            sum(event_count), 1, min(first_event_at), max(last_event_at)
@@ -217,6 +225,11 @@ def assert_equal_everywhere(settings: Settings) -> None:
     with open_duckdb(settings.warehouse_path) as db:
         db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
         for table in SERVED_TABLES:
+            if table.name == "usage_restatements":  # written by publishing itself
+                ledger = in_snapshot(settings, table.name)
+                assert in_postgres(settings, table.name) == ledger
+                assert in_parquet(settings, table.name) == ledger
+                continue
             wanted = comparable(db.execute(f"select * from {table.name}").fetchall())
             assert in_snapshot(settings, table.name) == wanted, table.name
             assert in_postgres(settings, table.name) == wanted, table.name
@@ -242,7 +255,7 @@ def files(settings: Settings) -> dict[Path, tuple[int, int]]:
 
 
 def first_publish(settings: Settings) -> PublishReport:
-    return publish(settings, [MARCH_30_TO_APRIL_2], "run-1")
+    return publish(settings, [MARCH_30_TO_APRIL_2], "run-1", "v1")
 
 
 def test_the_first_publish_is_equal_in_all_three_places(settings: Settings) -> None:
@@ -253,7 +266,7 @@ def test_the_first_publish_is_equal_in_all_three_places(settings: Settings) -> N
     assert report.tables["usage_daily"] == TableChange(inserted=5)
     assert report.tables["usage_aggregations"] == TableChange(inserted=10)
     assert report.snapshot_bytes and report.parquet_bytes
-    assert in_snapshot(settings, "snapshot")[0][0::2] == (report.snapshot_id, "run-1")
+    assert in_snapshot(settings, "snapshot")[0][0:3:2] == (report.snapshot_id, "run-1")
     months = sorted(p.name for p in (settings.serving_dir / "parquet/usage_aggregations").iterdir())
     assert months == ["month=2025-03-01", "month=2025-04-01"]
 
@@ -285,7 +298,7 @@ def test_publishing_the_same_again_rewrites_nothing(settings: Settings) -> None:
     first_publish(settings)
     before = files(settings), row_versions(settings, "usage_daily")
 
-    report = publish(settings, [MARCH_30_TO_APRIL_2], "run-2")
+    report = publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
 
     assert not report.changed
     assert set(report.tables.values()) == {TableChange()}
@@ -309,7 +322,7 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
         """,
     )
 
-    report = publish(settings, [APRIL_1], "run-2")
+    report = publish(settings, [APRIL_1], "run-2", "v1")
 
     assert_equal_everywhere(settings)
     assert report.tables["usage_daily"] == TableChange(inserted=1, updated=2, deleted=1)
@@ -326,7 +339,142 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
         "parquet/_snapshot.json",
         "parquet/usage_daily/month=2025-04-01/data.parquet",
         "parquet/usage_aggregations/month=2025-04-01/data.parquet",
+        "parquet/usage_restatements/month=2025-04-01/data.parquet",
     }
+
+
+def restatements(settings: Settings) -> list[tuple[Any, ...]]:
+    """The ledger without its day, run by run; equal in all three places."""
+    assert_equal_everywhere(settings)
+    with open_duckdb(settings.snapshot_path) as db:
+        return db.execute(
+            "select run_id, cause, coalesce(cast(user_id as varchar), '-'), metric_type,"
+            " old_quantity, new_quantity, old_event_count, new_event_count"
+            " from usage_restatements order by all"
+        ).fetchall()
+
+
+LANDED_AGAIN = "update stg_landed_days set extracted_at = extracted_at + interval 1 day;"
+
+
+def test_a_first_publish_and_a_first_publish_of_a_day_restate_nothing(settings: Settings) -> None:
+    change_warehouse(settings, "delete from usage_daily where usage_date = '2025-03-31'")
+    change_warehouse(settings, "delete from stg_landed_days where usage_date = '2025-03-31'")
+    first_publish(settings)
+    change_warehouse(
+        settings,
+        "insert into stg_landed_days values ('2025-03-31', 1, 1, null, now());"
+        "insert into usage_daily"
+        f" values ('2025-03-31', '{ADA}', null, 'api_call', 1, 1, now(), now())",
+    )
+
+    assert publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1").changed
+    assert restatements(settings) == []
+
+
+def test_late_corrected_and_deleted_events_are_restated_with_their_cause(
+    settings: Settings,
+) -> None:
+    first_publish(settings)
+    change_warehouse(
+        settings,
+        LANDED_AGAIN
+        + f"""
+        update usage_daily set total_quantity = 9, event_count = 5
+            where usage_date = '2025-03-31';
+        update usage_daily set total_quantity = 0.25
+            where usage_date = '2025-04-01' and user_id = '{ADA}' and org_id is null;
+        update usage_daily set last_event_at = now()
+            where usage_date = '2025-04-01' and user_id = '{ADA}' and org_id is not null;
+        delete from usage_daily where user_id is null and org_id is null;
+        insert into usage_daily
+            values ('2025-04-01', '{BOB}', null, 'api_call', 4, 2, now(), now());
+        """,
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+
+    huge = Decimal("12345678901234567890123456789.123456789")
+    assert restatements(settings) == [
+        ("run-2", "correction", "-", "storage_used", huge, 0, 1, 0),
+        ("run-2", "correction", ADA, "api_call", Decimal("-3.25"), Decimal("0.25"), 1, 1),
+        ("run-2", "late_events", ADA, "api_call", 7, 9, 3, 5),
+        ("run-2", "late_events", BOB, "api_call", 0, 4, 0, 2),
+    ]
+
+
+def test_an_empty_day_that_was_published_restates_what_comes_late(settings: Settings) -> None:
+    change_warehouse(
+        settings, "insert into stg_landed_days values ('2025-03-30', 0, 0, null, now())"
+    )
+    first_publish(settings)
+    change_warehouse(
+        settings,
+        "update stg_landed_days set extracted_at = now(), landed_events = 1"
+        " where usage_date = '2025-03-30';"
+        "insert into usage_daily"
+        f" values ('2025-03-30', '{ADA}', null, 'api_call', 2, 1, now(), now())",
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+
+    assert restatements(settings) == [("run-2", "late_events", ADA, "api_call", 0, 2, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("landed", "built_with", "cause"),
+    [
+        ("", "v2", "rebuild"),  # other models over the same files
+        (LANDED_AGAIN, "v2", "rebuild"),  # landed again, and found as it was
+        (LANDED_AGAIN, "v1", "correction"),  # same count, sum and last event: a swap
+        (LANDED_AGAIN + "update stg_landed_days set sum_quantity = 1;", "v2", "correction"),
+    ],
+)
+def test_a_rebuild_is_told_from_a_correction(
+    settings: Settings, landed: str, built_with: str, cause: str
+) -> None:
+    first_publish(settings)
+    change_warehouse(
+        settings,
+        landed + "update usage_daily set total_quantity = 8 where usage_date = '2025-03-31'",
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", built_with)
+
+    assert restatements(settings) == [("run-2", cause, ADA, "api_call", 7, 8, 3, 3)]
+
+
+def test_the_ledger_outlives_warehouse_and_postgres(settings: Settings) -> None:
+    first_publish(settings)
+    change_warehouse(settings, "update usage_daily set total_quantity = 8 where event_count = 3")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+    before = restatements(settings)
+    assert len(before) == 1
+
+    query_postgres(settings, "drop schema usage cascade")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v2")
+    assert restatements(settings) == before
+
+
+def test_an_older_snapshot_is_migrated_and_a_newer_one_refused(settings: Settings) -> None:
+    first_publish(settings)
+    with open_duckdb(settings.snapshot_path, read_only=False) as db:
+        db.execute("drop table usage_restatements; drop table published_days")
+        db.execute("alter table snapshot drop column schema_version")
+        db.execute("alter table snapshot drop column timezone")
+    query_postgres(
+        settings,
+        "drop table usage.usage_restatements;"
+        "alter table usage.snapshot drop column schema_version, drop column timezone",
+    )
+    change_warehouse(settings, "update usage_daily set total_quantity = 8 where event_count = 3")
+    publish(settings, [APRIL_1], "run-2", "v1")  # everything is compared: its zone is not known
+    assert restatements(settings) == [("run-2", "rebuild", ADA, "api_call", 7, 8, 3, 3)]
+
+    query_postgres(settings, "update usage.snapshot set schema_version = 99")
+    with pytest.raises(UsagePipelineError, match=r"Postgres has schema 99 of a newer release"):
+        publish(settings, [APRIL_1], "run-3", "v1")
+    with open_duckdb(settings.snapshot_path, read_only=False) as db:
+        db.execute("update snapshot set schema_version = 99")
+    with pytest.raises(UsagePipelineError, match=r"usage.duckdb has schema 99 of a newer release"):
+        publish(settings, [APRIL_1], "run-4", "v1")
 
 
 def test_updated_at_moves_only_with_the_numbers(settings: Settings) -> None:
@@ -337,7 +485,7 @@ def test_updated_at_moves_only_with_the_numbers(settings: Settings) -> None:
         "update usage_daily set total_quantity = 8 where usage_date = '2025-03-31'",
     )
 
-    publish(settings, [DayRange(date(2025, 3, 31), date(2025, 4, 1))], "run-2")
+    publish(settings, [DayRange(date(2025, 3, 31), date(2025, 4, 1))], "run-2", "v1")
 
     after = {row[0]: row for row in in_snapshot(settings, "usage_aggregations")}
     (moved,) = (key for key in after if after[key] != before[key])
@@ -349,8 +497,8 @@ def test_days_outside_the_ranges_are_left_alone(settings: Settings) -> None:
     first_publish(settings)
     change_warehouse(settings, "delete from usage_daily where usage_date = '2025-03-31'")
 
-    assert not publish(settings, [APRIL_1], "run-2").changed
-    assert publish(settings, [MARCH_30_TO_APRIL_2], "run-3").changed
+    assert not publish(settings, [APRIL_1], "run-2", "v1").changed
+    assert publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1").changed
 
 
 def test_a_month_that_becomes_empty_disappears(settings: Settings) -> None:
@@ -361,7 +509,7 @@ def test_a_month_that_becomes_empty_disappears(settings: Settings) -> None:
         "delete from usage_monthly where month = '2025-03-01'",
     )
 
-    publish(settings, [MARCH_30_TO_APRIL_2], "run-2")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
 
     assert_equal_everywhere(settings)
     for table in ("usage_daily", "usage_monthly", "usage_aggregations"):
@@ -384,7 +532,7 @@ def test_a_postgres_that_lags_is_made_whole(settings: Settings, damage: str) -> 
     summary = row_versions(settings, "usage_summary")
     query_postgres(settings, damage)
 
-    report = publish(settings, [APRIL_1], "run-2")
+    report = publish(settings, [APRIL_1], "run-2", "v1")
 
     assert not report.changed
     assert settings.snapshot_path.stat().st_ino == snapshot
@@ -400,7 +548,7 @@ def test_parquet_that_lags_is_made_whole(settings: Settings) -> None:
     (parquet / "usage_daily/month=2019-01-01").mkdir()
     (parquet / "_snapshot.json").write_text('{"snapshot_id": "older"}')
 
-    assert not publish(settings, [APRIL_1], "run-2").changed
+    assert not publish(settings, [APRIL_1], "run-2", "v1").changed
 
     assert_equal_everywhere(settings)
     assert not (parquet / "usage_daily/month=2019-01-01").exists()
@@ -411,7 +559,7 @@ def test_a_lost_snapshot_is_made_again_without_touching_equal_rows(settings: Set
     unchanged = row_versions(settings, "usage_daily")
     settings.snapshot_path.unlink()
 
-    publish(settings, [], "run-2")
+    publish(settings, [], "run-2", "v1")
 
     assert_equal_everywhere(settings)
     assert row_versions(settings, "usage_daily") == unchanged
@@ -431,7 +579,7 @@ def test_a_reader_keeps_the_snapshot_that_it_opened(settings: Settings) -> None:
     first_publish(settings)
     with open_duckdb(settings.snapshot_path) as reader:
         change_warehouse(settings, "update usage_daily set event_count = 100")
-        publish(settings, [MARCH_30_TO_APRIL_2], "run-2")
+        publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
         assert reader.execute("select max(event_count) from usage_daily").fetchone() == (3,)
     assert_equal_everywhere(settings)
 
@@ -446,12 +594,12 @@ def test_when_postgres_refuses_readers_keep_the_previous_state(settings: Setting
     )
 
     with pytest.raises(UsagePipelineError, match="refuse"):
-        publish(settings, [MARCH_30_TO_APRIL_2], "run-2")
+        publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
     assert files(settings) == before
     assert list(settings.scratch_dir.glob("publish*")) == []
 
     query_postgres(settings, "alter table usage.usage_daily drop constraint refuse")
-    publish(settings, [MARCH_30_TO_APRIL_2], "run-3")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1")
     assert_equal_everywhere(settings)
 
 
@@ -459,7 +607,7 @@ def test_a_new_column_reaches_all_rows(settings: Settings) -> None:
     first_publish(settings)
     change_warehouse(settings, "alter table usage_monthly add column plan varchar default 'pro'")
 
-    publish(settings, [APRIL_1], "run-2")
+    publish(settings, [APRIL_1], "run-2", "v1")
 
     assert_equal_everywhere(settings)
     assert {row[-1] for row in in_postgres(settings, "usage_monthly")} == {"pro"}

@@ -13,6 +13,7 @@ from usage_pipeline import exports, landing
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.metadata import sparkline, table_metadata
 from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
+from usage_pipeline.publishing import LEDGER
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.served_tables import SERVED_TABLES
 from usage_pipeline.transform import NodeResult
@@ -271,17 +272,32 @@ def _materialized(
         )
 
 
+def _digest(restated: Sequence[Sequence[Any]]) -> str:
+    heading = (
+        "| month | metric | cause | numbers | quantity | events |\n|---|---|---|--:|--:|--:|\n"
+    )
+    return heading + "\n".join(
+        f"| {month:%Y-%m} | {metric} | {cause} | {numbers} | {quantity:+f} | {events:+} |"
+        for month, metric, cause, numbers, quantity, events in restated
+    )
+
+
 def _output_assets(
     manifest: Mapping[str, Any], partitions: Partitions
 ) -> list[dg.AssetsDefinition]:
     served = [
         asset_key_of(manifest["nodes"][f"model.usage_pipeline.{table.name}"])
         for table in SERVED_TABLES
+        if table.model
     ]
     outputs = {
         "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
         "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
         "postgres": ("The published schema in Postgres; changed rows only.", "postgres"),
+        "usage_restatements": (
+            "The ledger: each published number that changed, with old, new, cause and run.",
+            "table",
+        ),
     }
 
     @dg.multi_asset(
@@ -309,6 +325,10 @@ def _output_assets(
             "snapshot": {"bytes": report.snapshot_bytes, "changed": report.changed},
             "parquet": {"bytes": report.parquet_bytes},
             "postgres": {"schema": rollup.settings.publish_schema},
+            "usage_restatements": {
+                "dagster/row_count": report.tables[LEDGER].inserted,
+                "by month": dg.MetadataValue.md(_digest(report.restated)),
+            },
         }
         changes = "\n".join(
             f"| {table} | {change.inserted} | {change.updated} | {change.deleted} |"
