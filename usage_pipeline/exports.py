@@ -104,6 +104,11 @@ def export_month(
     return ExportReport(manifest, users, written, removed, exported)
 
 
+def is_exported(settings: Settings, month: date) -> bool:
+    """Whether the files of the month's users were written before."""
+    return (_month_dir(settings, month) / "manifest.csv").exists()
+
+
 def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
     """Write one user's landed events of a month, invalid ones included, times in UTC.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Context
+from decimal import Context, Decimal
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,27 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
+FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
 
 _EXACT = Context(prec=60)  # more digits than any sum of quantities has
 
 # The greatest number that still rounds to 29 integer digits. NaN and Infinity compare greater.
 _LARGEST_QUANTITY = "99999999999999999999999999999.9999999995"
+_FITS = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
+
+# In Postgres; the arguments of `fingerprint`.
+_FINGERPRINT = (
+    f"count(*), coalesce(sum(case when {_FITS} then round(quantity, 9) end), 0), max(created_at)"
+)
+EMPTY = "0 0 -"  # the fingerprint of a day without events
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was landed for one local day; its fingerprint is rows, sum and last created_at.
+    """What was landed for one local day.
 
     Attributes:
         usage_date: the day as YYYY-MM-DD in `timezone`.
@@ -48,6 +56,7 @@ class Manifest:
         invalid_rows: of these, the ones whose quantity is no DECIMAL(38,9).
         duplicate_rows: source rows left out because another row with their id won.
         sum_quantity: exact sum of the valid quantities, as text.
+        fingerprint: of the source's rows of the day when it was extracted; see `fingerprint`.
         extracted_at: when, as ISO 8601 in UTC.
         bytes: size of the data file; another size means a damaged partition.
     """
@@ -60,9 +69,16 @@ class Manifest:
     duplicate_rows: int
     sum_quantity: str
     max_created_at: str | None
+    fingerprint: str
     extracted_at: str
     bytes: int
     schema_version: int = SCHEMA_VERSION
+
+
+def fingerprint(rows: int, total: Decimal, last: datetime | None) -> str:
+    """What decides whether a day of the source has changed: rows, exact sum, last created_at."""
+    moment = last.astimezone(UTC).isoformat() if last else "-"
+    return f"{rows} {total.normalize(_EXACT):f} {moment}"
 
 
 def check_range(settings: Settings, days: DayRange) -> None:
@@ -164,15 +180,72 @@ def land_calendar(settings: Settings) -> None:
 
 
 def landed_manifests(settings: Settings) -> dict[date, Manifest]:
-    """The manifests of all landed days, unreadable ones left out."""
+    """The manifests of all landed days, unreadable ones left out.
+
+    Raises:
+        UsagePipelineError: a newer release landed a day.
+    """
     found = {}
     for path in sorted(settings.events_dir.glob("usage_date=*/manifest.json")):
         try:
-            manifest = Manifest(**json.loads(path.read_text()))
+            manifest = _current(json.loads(path.read_text()))
             found[date.fromisoformat(manifest.usage_date)] = manifest
-        except (json.JSONDecodeError, TypeError, ValueError):
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             continue
     return found
+
+
+def _current(recorded: dict[str, Any]) -> Manifest:
+    """A manifest of any release up to this one, in this one's shape."""
+    version = recorded["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise UsagePipelineError(
+            f"The day {recorded['usage_date']} was landed by a newer release (schema {version}; "
+            f"this one knows {SCHEMA_VERSION})",
+            "Update the checkout to that release",
+        )
+    if version < 2:  # without fingerprints; what duplicates were is not known any more
+        last = recorded["max_created_at"]
+        known = fingerprint(
+            recorded["rows"],
+            Decimal(recorded["sum_quantity"]),
+            datetime.fromisoformat(last) if last else None,
+        )
+        recorded["fingerprint"] = "" if recorded["duplicate_rows"] else known
+    return Manifest(**{**recorded, "schema_version": SCHEMA_VERSION})
+
+
+def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:
+    """Landed days whose source differs from what was landed, with the source's fingerprint now.
+
+    One grouped query over the range in Postgres, whatever the number of days.
+
+    Raises:
+        UsagePipelineError: the source cannot be read.
+    """
+    landed = {d: m for d, m in landed_manifests(settings).items() if days.start <= d < days.end}
+    now = source_fingerprints(settings, days)
+    return {day: now[day] for day, manifest in landed.items() if now[day] != manifest.fingerprint}
+
+
+def source_fingerprints(settings: Settings, days: DayRange) -> dict[date, str]:
+    """The fingerprint of each day of the range in the source, empty days included."""
+    every = days.days()
+    bounds = [settings.day_start(day) for day in [*every, days.end]]
+    with connect(app_database_url(settings)) as postgres, postgres.cursor() as cursor:
+        cursor.execute(
+            "set transaction isolation level repeatable read, read only;"
+            f"set local statement_timeout = '{FINGERPRINT_TIMEOUT}'"
+        )
+        # The bounds come from here, so that Postgres's time zone data has no say in what a day is.
+        cursor.execute(
+            "select width_bucket(created_at, %(bounds)s::timestamptz[]) - 1, "
+            f"{_FINGERPRINT} from ({source_query('usage_events')}) as events "
+            "where created_at >= %(start)s and created_at < %(end)s group by 1",
+            {"bounds": bounds, "start": bounds[0], "end": bounds[-1]},
+        )
+        found = {every[at]: fingerprint(*figures) for at, *figures in cursor.fetchall()}
+    return {day: found.get(day, EMPTY) for day in every}
 
 
 def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
@@ -192,7 +265,6 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
             or not data.exists()
             or data.stat().st_size != manifest.bytes
             or manifest.timezone != settings.timezone
-            or manifest.schema_version != SCHEMA_VERSION
             or (needs_event_data and not manifest.event_data)
         ):
             days.append(day)
@@ -272,7 +344,7 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
     window = f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
     events = f"({source_query('usage_events')}) as events"
     winners = f"select * from {events} where {window}"
-    source_rows = None
+    raw = None
     if not source.unique_ids:
         # The same id may stand on another day too; the newest row wins wherever it stands.
         winners = (
@@ -281,14 +353,16 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
             f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
             f"union all select * from {events} where {window} and id is null"
         )
-        count = source.scan(f"select count(*) as n from {events} where {window}")
-        source_rows = source.db.execute(f"select n from {count}").fetchall()[0][0]
-    fits = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
+        figures = source.scan(
+            f"select n, total::text as total, last from (select {_FINGERPRINT} from {events} "
+            f"where {window}) as figures (n, total, last)"
+        )
+        raw = source.db.execute(f"select n, total, last from {figures}").fetchall()[0]
     event_data = "event_data::text" if settings.land_event_data else "null::text"
     query = (
         f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
-        f"(case when {fits} then quantity end)::numeric(38,9) as quantity, "
-        f"case when not ({fits}) then quantity::text end as quantity_raw, "
+        f"(case when {_FITS} then quantity end)::numeric(38,9) as quantity, "
+        f"case when not ({_FITS}) then quantity::text end as quantity_raw, "
         f"created_at from ({winners}) as winners"
     )
     select = (
@@ -308,15 +382,19 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
         "from read_parquet(?)",
         [str(data)],
     ).fetchall()[0]
+    total = _EXACT.add(whole, fraction)
     manifest = Manifest(
         usage_date=day.isoformat(),
         timezone=settings.timezone,
         event_data=settings.land_event_data,
         rows=rows,
         invalid_rows=invalid,
-        duplicate_rows=0 if source_rows is None else source_rows - rows,
-        sum_quantity=format(_EXACT.add(whole, fraction), "f"),
+        duplicate_rows=raw[0] - rows if raw else 0,
+        sum_quantity=format(total, "f"),
         max_created_at=last.astimezone(UTC).isoformat() if last else None,
+        fingerprint=(
+            fingerprint(raw[0], Decimal(raw[1]), raw[2]) if raw else fingerprint(rows, total, last)
+        ),
         extracted_at=datetime.now(UTC).isoformat(),
         bytes=data.stat().st_size,
     )

@@ -47,12 +47,11 @@ class Rollup:
         self._audited_revision: int | None = None
 
     def land_events(self, days: Iterable[date]) -> list[Manifest]:
-        """Extract days, and again every landed day that is damaged or was cut differently."""
-        wanted = set(days)
+        """Extract days, and again every landed day that is damaged or was cut differently, and
+        those that a killed or failed run meant to extract."""
         repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
-        wanted.update(repairs)
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        self.pending.add(ranges_of_days(wanted))
+        wanted = self.pending.add({*days, *repairs})
         landed = 0
 
         def progress(manifest: Manifest) -> None:
@@ -60,7 +59,9 @@ class Rollup:
             landed += 1
             self.progress(f"landing {manifest.usage_date}", landed, len(wanted))
 
-        return landing.land_events(self.settings, sorted(wanted), progress)
+        manifests = landing.land_events(self.settings, sorted(wanted), progress)
+        self.pending.landed()
+        return manifests
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""

@@ -25,6 +25,7 @@ _ACCEPTED = {
     "usage_timezone": "an IANA time zone such as UTC or America/New_York",
     "usage_start_date": "a date as YYYY-MM-DD",
     "usage_land_event_data": "true or false",
+    "usage_lookback_days": "a number of days from 1 to 3650",
     "usage_home": "a directory path",
     "usage_meters_file": "the path of a YAML file",
 }
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
         date(2024, 1, 1), validation_alias="USAGE_START_DATE"
     )
     land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
+    lookback_days: int = Field(35, validation_alias="USAGE_LOOKBACK_DAYS", ge=1, le=3650)
     dagster_pg_url: SecretStr | None = Field(None, validation_alias="DAGSTER_PG_URL")
 
     failure_webhook_url: SecretStr | None = Field(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
+import psutil
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
@@ -139,6 +141,35 @@ def holder(settings: Settings) -> str | None:
         return None
 
 
+def process(pid: int) -> str | None:
+    """A process as one of a kind: pids are used again. None when it has ended."""
+    try:
+        return f"{platform.node()} {pid} {psutil.Process(pid).create_time()}"
+    except psutil.NoSuchProcess:
+        return None
+
+
+def lives(known: str) -> bool:
+    """Whether the process that `process` described still runs."""
+    return process(int(known.split()[1])) == known
+
+
+def this_process() -> str:
+    """`process` of the caller."""
+    return str(process(os.getpid()))
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Days that the process `by` is extracting, or was when it ended."""
+
+    days: DayRange
+    by: str
+
+    def lives(self) -> bool:
+        return lives(self.by)
+
+
 class PendingDays:
     """The days whose warehouse rows are not published yet, in `warehouse.json`.
 
@@ -174,10 +205,25 @@ class PendingDays:
         """Grows with every build; equal revisions mean equal rows."""
         return self._read().revision
 
-    def add(self, ranges: Iterable[DayRange]) -> None:
-        """Days are about to be extracted."""
+    def add(self, days: set[date]) -> set[date]:
+        """Days are about to be extracted; gives them and those whose extraction was cut short.
+
+        A run that died or failed between asking for days and landing them is completed by the
+        next one; days that another living process extracts meanwhile are left to it.
+        """
         with self._changing() as state:
+            abandoned = [e for e in state.extracting if e.by == this_process() or not e.lives()]
+            days = days | {day for extraction in abandoned for day in extraction.days.days()}
+            state.extracting = [e for e in state.extracting if e not in abandoned]
+            ranges = ranges_of_days(days)
+            state.extracting += [Extraction(r, this_process()) for r in ranges]
             state.pending = merge_ranges([*state.pending, *ranges])
+        return days
+
+    def landed(self) -> None:
+        """The days that this process asked for are extracted."""
+        with self._changing() as state:
+            state.extracting = [e for e in state.extracting if e.by != this_process()]
 
     def begin(self, ranges: Iterable[DayRange]) -> list[DayRange]:
         """A build begins; gives what it has to cover: the given days and all unpublished ones."""
@@ -208,13 +254,15 @@ class PendingDays:
                 fresh=recorded["fresh"],
                 pending=[_range(pair) for pair in recorded["pending"]],
                 built=[_range(pair) for pair in recorded["built"]],
+                extracting=[Extraction(_range(e["days"]), e["by"]) for e in recorded["extracting"]],
             )
         except (FileNotFoundError, json.JSONDecodeError, KeyError):
             state = None
         if state and state.version == self._version and (state.fresh or self._warehouse.exists()):
             return state
         # Built with other models or meters, or lost: nothing that may be there can be trusted.
-        return _State(self._version, 0, True, ranges_of_days(self._landed()), [])
+        extracting = state.extracting if state else []
+        return _State(self._version, 0, True, ranges_of_days(self._landed()), [], extracting)
 
     @contextmanager
     def _changing(self) -> Iterator[_State]:
@@ -243,6 +291,7 @@ class _State:
     fresh: bool
     pending: list[DayRange]
     built: list[DayRange]
+    extracting: list[Extraction]
 
 
 def _range(pair: list[str]) -> DayRange:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from support import AppDatabase
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import (
     SNAPSHOTS,
+    changed_days,
     days_to_repair,
     land_calendar,
     land_events,
@@ -23,6 +24,7 @@ from usage_pipeline.landing import (
     landed_manifests,
 )
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange
 
 DAY = date(2024, 3, 10)
 ADA = str(UUID(int=0xADA << 96))
@@ -97,9 +99,28 @@ def test_event_data_stays_in_the_source_where_it_is_not_wanted(
     assert days_to_repair(settings, needs_event_data=True) == [DAY]
 
 
+def test_a_day_of_an_older_release_is_taken_over_and_of_a_newer_one_refused(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    (landed,) = land_events(settings, [DAY])
+    manifest = partition(settings) / "manifest.json"
+    recorded = json.loads(manifest.read_text())
+    del recorded["fingerprint"]
+    manifest.write_text(json.dumps(recorded | {"schema_version": 1}))
+
+    assert landed_manifests(settings) == {DAY: landed}
+    assert days_to_repair(settings, needs_event_data=True) == []
+    assert changed_days(settings, DayRange(DAY, DAY + timedelta(days=1))) == {}
+
+    manifest.write_text(json.dumps(recorded | {"schema_version": 99}))
+    with pytest.raises(UsagePipelineError, match=r"2024-03-10 was landed by a newer release"):
+        landed_manifests(settings)
+
+
 @pytest.mark.parametrize(
     "damage",
-    ["no manifest", "half a manifest", "no data", "short data", "other zone", "old schema"],
+    ["no manifest", "half a manifest", "no data", "short data", "other zone"],
 )
 def test_a_damaged_or_differently_cut_day_is_due_again(
     damage: str, source: AppDatabase, make_settings: Any
@@ -117,7 +138,7 @@ def test_a_damaged_or_differently_cut_day_is_due_again(
     elif damage == "short data":
         data.write_bytes(data.read_bytes()[:-1])
     else:
-        changed = {"timezone": "Asia/Tokyo"} if damage == "other zone" else {"schema_version": 0}
+        changed = {"timezone": "Asia/Tokyo"}
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changed))
     assert days_to_repair(settings, needs_event_data=True) == [DAY]
     land_events(settings, [DAY])

@@ -89,7 +89,7 @@ class TestPendingDays:
     def test_days_stay_pending_until_they_are_removed(self, settings: Settings) -> None:
         pending = self.published(settings)
         assert pending.ranges() == []
-        pending.add([MIDWEEK])
+        pending.add(set(MIDWEEK.days()))
         assert self.pending(settings).ranges() == [MIDWEEK]  # another process
         pending.finish(pending.begin([]))
         pending.remove([days("2024-01-03", "2024-01-04")])
@@ -100,7 +100,7 @@ class TestPendingDays:
     ) -> None:
         pending = self.published(settings)
         revision = pending.revision()
-        pending.add([MONDAY])
+        pending.add(set(MONDAY.days()))
         assert pending.revision() == revision
         pending.begin([])
         assert pending.revision() > revision
@@ -111,7 +111,7 @@ class TestPendingDays:
     ) -> None:
         pending = self.published(settings)
         pending.finish(pending.begin([MONDAY]))
-        pending.add([MONDAY, MIDWEEK])
+        pending.add({*MONDAY.days(), *MIDWEEK.days()})
         assert pending.built() == [MONDAY]
         pending.remove([MONDAY])
         assert pending.built() == []
@@ -140,8 +140,42 @@ class TestPendingDays:
     def test_a_kill_before_the_warehouse_exists_loses_no_pending_day(
         self, settings: Settings
     ) -> None:
-        self.pending(settings, landed=(MONDAY,)).add([MIDWEEK])  # killed before dbt made the file
+        self.pending(settings, landed=(MONDAY,)).add(
+            set(MIDWEEK.days())
+        )  # killed before dbt made the file
         assert self.pending(settings).ranges() == [MONDAY, MIDWEEK]
+
+    def test_an_extraction_that_was_cut_short_is_handed_to_the_next_run(
+        self, settings: Settings
+    ) -> None:
+        pending = self.published(settings)
+        pending.add(set(MIDWEEK.days()))  # and then it fails
+        assert pending.add(set(MONDAY.days())) == {*MONDAY.days(), *MIDWEEK.days()}
+        pending.landed()
+        assert pending.add(set(MONDAY.days())) == set(MONDAY.days())
+
+    def test_days_that_a_living_process_extracts_are_left_to_it(self, settings: Settings) -> None:
+        self.published(settings)
+        script = (
+            "import sys; from datetime import date; from usage_pipeline.settings import Settings\n"
+            "from usage_pipeline.warehouse import PendingDays\n"
+            "settings = Settings(_env_file=None, USAGE_HOME=sys.argv[1])\n"
+            "PendingDays(settings, '1', list).add({date(2024, 1, 3)})\n"
+            "print('added', flush=True); sys.stdin.readline()\n"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", script, str(settings.home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert other.stdout
+        assert other.stdout.readline() == "added\n"
+        pending = self.pending(settings)
+        assert pending.add(set()) == set()
+        other.kill()
+        other.communicate()
+        assert pending.add(set()) == {date(2024, 1, 3)}
 
     def test_a_warehouse_lost_twice_is_rebuilt_twice(self, settings: Settings) -> None:
         self.published(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
-import psutil
 
 from usage_pipeline.app_db import dagster_database_url
 from usage_pipeline.errors import UsagePipelineError
@@ -19,7 +17,7 @@ from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
 from usage_pipeline.orchestration.sensors import CHAINED_TAG
 from usage_pipeline.settings import PROJECT_DIR, Settings
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import DayRange, lives, this_process
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The daemon retries crashed runs, but a command's user sees the failure and decides.
@@ -33,6 +31,8 @@ def prepare_dagster_home(settings: Settings) -> None:
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(PROJECT_DIR / "dagster.yaml", settings.dagster_home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    # A minute, Dagster's default, is short for a grouped query over a large source.
+    os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "360")
 
 
 @contextmanager
@@ -58,14 +58,6 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
         ]
 
 
-def _process(pid: int) -> str | None:
-    """A process as one of a kind: pids are used again. None when it has ended."""
-    try:
-        return f"{platform.node()} {pid} {psutil.Process(pid).create_time()}"
-    except psutil.NoSuchProcess:
-        return None
-
-
 def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     """Fail the runs whose process was killed, and free the pool slots they still hold.
 
@@ -84,8 +76,7 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     )
     for run in instance.get_runs(unfinished):
         owner = run.tags.get(_PROCESS_TAG)
-        lives = daemon_lives if owner is None else _process(int(owner.split()[1])) == owner
-        if not lives:
+        if not (daemon_lives if owner is None else lives(owner)):
             instance.report_run_failed(run, "The process of this run was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
@@ -93,7 +84,7 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
 def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
     result = defs.resolve_job_def(job).execute_in_process(
         instance=instance,
-        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: str(_process(os.getpid()))},
+        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: this_process()},
         run_config=_QUIET,
         raise_on_error=False,
     )

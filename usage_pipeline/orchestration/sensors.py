@@ -1,27 +1,38 @@
-"""Sensors: what follows the end of a run."""
+"""Sensors: what follows the end of a run, and what follows a change in the source."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
+from datetime import timedelta
 
 import dagster as dg
 import requests
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from usage_pipeline import exports, landing
 from usage_pipeline.app_db import redact
+from usage_pipeline.orchestration.assets import one_line_failures
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.partitions import days_of_run, month_range_tags
+from usage_pipeline.orchestration.partitions import (
+    day_range_tags,
+    days_of_run,
+    month_range_tags,
+)
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange, next_month, ranges_of_days
 
 CHAINED_TAG = "usage/chained"  # "no" on runs of the command line, which chains the jobs itself
 DAYS_END_TAG = "usage/days_end"
 USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
 WEBHOOK_TIMEOUT_SECONDS = 10
+LATE_EVENTS_SECONDS = 3600
+REQUESTS_A_TICK = 50  # a tick that asks for more is slow; the next one goes on
 
 
 def build_sensors(
     settings: Settings, jobs: Sequence[UnresolvedAssetJobDefinition]
 ) -> list[dg.SensorDefinition]:
-    """`months_follow_days`, `month_closed` and `run_failed`."""
+    """`late_events`, `months_follow_days`, `month_closed` and `run_failed`."""
     by_name = {job.name: job for job in jobs}
 
     @dg.run_status_sensor(
@@ -55,21 +66,32 @@ def build_sensors(
         request_job=by_name[EXPORTS],
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
-        description="When the last day of a month is published, writes the month's CSV exports.",
+        description=(
+            "When the last day of a month is published, writes the month's CSV exports; when days "
+            "of a month that was exported before are published again, refreshes them."
+        ),
     )
     def month_closed(
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        days_end = run.tags.get(DAYS_END_TAG, "")
-        if run.job_name != MONTHLY or not days_end.endswith("-01"):
-            yield dg.SkipReason(f"run {run.run_id} closed no month")
+        days = days_of_run(dict(run.tags))
+        days_end = run.tags.get(DAYS_END_TAG)
+        if run.job_name != MONTHLY or days is None or days_end is None:
+            yield dg.SkipReason(f"run {run.run_id} published no days that a sensor chained")
             return
-        last_day = date.fromisoformat(days_end) - timedelta(days=1)
-        yield dg.RunRequest(
-            run_key=run.run_id,
-            partition_key=last_day.replace(day=1).isoformat(),
-        )
+        months = {day.replace(day=1) for day in days.days()}
+        due = [
+            month
+            for month in sorted(months)
+            if next_month(month).isoformat() == days_end or exports.is_exported(settings, month)
+        ]
+        if not due:
+            yield dg.SkipReason(f"run {run.run_id} closed no month and changed no exported one")
+        for month in due:
+            yield dg.RunRequest(
+                run_key=f"{run.run_id} {month:%Y-%m}", partition_key=month.isoformat()
+            )
 
     @dg.run_failure_sensor(
         name="run_failed",
@@ -88,4 +110,49 @@ def build_sensors(
             )
             response.raise_for_status()
 
-    return [months_follow_days, month_closed, run_failed]
+    @dg.sensor(
+        name="late_events",
+        job=by_name[NIGHTLY],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=LATE_EVENTS_SECONDS,
+        description=(
+            "Compares each landed day of the last USAGE_LOOKBACK_DAYS days with the source (rows, "
+            "sum, last created_at) and rolls up the days that differ; their months, summaries and "
+            "exports follow. One grouped query a tick."
+        ),
+    )
+    def late_events(
+        context: dg.SensorEvaluationContext,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        requested: dict[str, str] = json.loads(context.cursor or "{}")
+        today = settings.today()
+        window = DayRange(
+            max(today - timedelta(days=settings.lookback_days), settings.start_date), today
+        )
+        with one_line_failures():
+            changed = landing.changed_days(settings, window) if window.start < window.end else {}
+        fresh = [day for day, state in changed.items() if requested.get(str(day)) != state]
+        ranges = ranges_of_days(fresh)[:REQUESTS_A_TICK]
+        if not ranges:
+            yield dg.SkipReason(
+                f"{len(changed)} changed days, all requested before"
+                if changed
+                else "no day changed"
+            )
+        for days in ranges:
+            states = [changed[day] for day in days.days()]
+            digest = hashlib.sha256("|".join(states).encode()).hexdigest()[:16]
+            yield dg.RunRequest(run_key=f"{days} {digest}", tags=day_range_tags(days))
+        asked = {str(day) for days in ranges for day in days.days()}
+        # Only what still differs is remembered: a state that was landed and comes back is new.
+        context.update_cursor(
+            json.dumps(
+                {
+                    str(day): state if str(day) in asked else requested[str(day)]
+                    for day, state in changed.items()
+                    if str(day) in asked or str(day) in requested
+                }
+            )
+        )
+
+    return [late_events, months_follow_days, month_closed, run_failed]
