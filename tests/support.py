@@ -24,7 +24,7 @@ from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 # Columns that say when the pipeline did something, not what the numbers are.
-BOOKKEEPING = {"created_at", "updated_at", "detected_at"}
+BOOKKEEPING = {"created_at", "updated_at", "detected_at", "checked_at"}
 Row = dict[str, Any]
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from usage_pipeline import app_db, diagnosis, exports, landing
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings, load_settings
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 app = typer.Typer(
     help="Usage events of a SaaS application, turned into numbers one can bill on.",
@@ -240,6 +240,58 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     raise typer.Exit(max(server.wait(), 0))
+
+
+@app.command()
+def reconcile(
+    start: Annotated[
+        date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
+    ] = None,
+    end: Annotated[
+        date | None,
+        typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
+    ] = None,
+) -> None:
+    """Compare the source with landing and with what is published: events, exact sums, contents.
+
+    Example: `usage-pipeline reconcile --start 2026-05-01 --end 2026-06-01`
+    """
+    from usage_pipeline.rollup import Rollup
+
+    settings = load_settings()
+    days = _days(settings, start, end)
+    with _progress("reading the source", len(days.days())) as (progress, task):
+        lines = Rollup(settings).reconcile(days, lambda day: progress.advance(task))
+    different = [line for line in lines if not line.matches]
+    if not different:
+        events = sum(line.published_events for line in lines)
+        out.print(
+            f"{days}: {len(lines):,} daily totals of {events:,} events are equal in source, "
+            "landing and published tables."
+        )
+        return
+    table = Table(title=f"{len(different):,} of {len(lines):,} daily totals differ")
+    for heading in ("day", "metric", "source", "landed", "published", "users"):
+        table.add_column(heading, overflow="fold")
+    for line in different:
+        table.add_row(
+            f"{line.usage_date}",
+            line.metric_type or "(not counted)",
+            f"{line.source_events:,} events\n{line.source_sum:,}",
+            f"{line.landed_events:,} events\n{line.landed_sum:,}",
+            f"{line.published_events:,} events\n{line.published_sum:,}",
+            "\n".join(line.users),
+        )
+    out.print(table)
+    out.print(
+        "Roll the days up again: "
+        + ", ".join(
+            f"usage-pipeline rollup --start {r.start} --end {r.end}"
+            for r in ranges_of_days({line.usage_date for line in different})
+        ),
+        soft_wrap=True,
+    )
+    raise typer.Exit(1)
 
 
 @app.command()

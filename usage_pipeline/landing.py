@@ -114,6 +114,7 @@ def land_events(
     settings: Settings,
     days: Iterable[date],
     progress: Callable[[Manifest], None] = lambda manifest: None,
+    into: Path | None = None,
 ) -> list[Manifest]:
     """Extract whole days of `usage_events`, each read once, all from one snapshot of the source.
 
@@ -123,6 +124,7 @@ def land_events(
     Args:
         days: local days; a day without events becomes an empty partition.
         progress: called with the manifest of each landed day.
+        into: a directory for the days instead of landing's own.
 
     Raises:
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
@@ -130,7 +132,7 @@ def land_events(
     manifests = []
     with _source(settings, ("usage_events",)) as source:
         for day in days:
-            manifest = _land_day(settings, source, day)
+            manifest = _land_day(settings, source, day, into or settings.events_dir)
             manifests.append(manifest)
             progress(manifest)
     return manifests
@@ -230,22 +232,64 @@ def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:
 
 def source_fingerprints(settings: Settings, days: DayRange) -> dict[date, str]:
     """The fingerprint of each day of the range in the source, empty days included."""
+    with connect(app_database_url(settings)) as postgres:
+        found = {
+            day: fingerprint(*figures)
+            for day, *figures in _by_day(settings, postgres, days, _FINGERPRINT)
+        }
+    return {day: found.get(day, EMPTY) for day in days.days()}
+
+
+def source_totals(
+    settings: Settings, ranges: Iterable[DayRange]
+) -> dict[date, dict[str, tuple[int, Decimal]]]:
+    """Valid events and their exact sum in the source, per day and event type, by Postgres's sums.
+
+    Without days where ids may be duplicates: which of them count takes more than a grouped query.
+
+    Raises:
+        UsagePipelineError: the source cannot be read.
+    """
+    found: dict[date, dict[str, tuple[int, Decimal]]] = {}
+    with connect(app_database_url(settings)) as postgres:
+        if not _ids_are_unique(postgres, source_query("usage_events")):
+            return {}
+        for days in ranges:
+            found |= {day: {} for day in days.days()}
+            figures = (
+                f"event_type::text, count(*) filter (where {_FITS}), "
+                f"coalesce(sum(round(quantity, 9)) filter (where {_FITS}), 0)"
+            )
+            for day, event_type, events, total in _by_day(
+                settings, postgres, days, figures, "event_type"
+            ):
+                found[day][event_type] = events, total
+    return found
+
+
+def _by_day(
+    settings: Settings,
+    postgres: PostgresConnection,
+    days: DayRange,
+    figures: str,
+    *also_by: str,
+) -> list[tuple[Any, ...]]:
+    """Figures of the source's events by day: one grouped query over one index range."""
     every = days.days()
+    # The bounds come from here, so that Postgres's time zone data has no say in what a day is.
     bounds = [settings.day_start(day) for day in [*every, days.end]]
-    with connect(app_database_url(settings)) as postgres, postgres.cursor() as cursor:
+    with postgres.cursor() as cursor:
         cursor.execute(
-            "set transaction isolation level repeatable read, read only;"
-            f"set local statement_timeout = '{FINGERPRINT_TIMEOUT}'"
+            f"set transaction read only; set local statement_timeout = '{FINGERPRINT_TIMEOUT}'"
         )
-        # The bounds come from here, so that Postgres's time zone data has no say in what a day is.
         cursor.execute(
-            "select width_bucket(created_at, %(bounds)s::timestamptz[]) - 1, "
-            f"{_FINGERPRINT} from ({source_query('usage_events')}) as events "
-            "where created_at >= %(start)s and created_at < %(end)s group by 1",
+            f"select width_bucket(created_at, %(bounds)s::timestamptz[]) - 1 as day, {figures} "
+            f"from ({source_query('usage_events')}) as events "
+            "where created_at >= %(start)s and created_at < %(end)s "
+            f"group by {', '.join(['day', *also_by])}",
             {"bounds": bounds, "start": bounds[0], "end": bounds[-1]},
         )
-        found = {every[at]: fingerprint(*figures) for at, *figures in cursor.fetchall()}
-    return {day: found.get(day, EMPTY) for day in every}
+        return [(every[at], *row) for at, *row in cursor.fetchall()]
 
 
 def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
@@ -339,7 +383,7 @@ def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
         return "Join" not in plan and "Nested Loop" not in plan  # a join could repeat a row
 
 
-def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
+def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
     start, end = settings.day_bounds(day)
     window = f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
     events = f"({source_query('usage_events')}) as events"
@@ -370,7 +414,7 @@ def _land_day(settings: Settings, source: _Source, day: date) -> Manifest:
         "cast(org_id as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
         f"created_at from {source.scan(query)}"
     )
-    partition = settings.events_dir / f"usage_date={day.isoformat()}"
+    partition = folder / f"usage_date={day.isoformat()}"
     partition.mkdir(parents=True, exist_ok=True)
     data = partition / "part-0.parquet"
     _copy(settings, source.db, f"({select})", data)

@@ -63,6 +63,11 @@ class Meter:
     def reads_event_data(self) -> bool:
         return bool(self.value or self.filter or self.dimensions)
 
+    @property
+    def counts_every_event(self) -> bool:
+        """Whether each valid event of the type counts, with its quantity."""
+        return not (self.value or self.filter)
+
 
 def load_meters(settings: Settings) -> list[Meter]:
     """Read and validate `USAGE_METERS_FILE`.

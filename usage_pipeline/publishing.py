@@ -61,6 +61,12 @@ _BOOKKEEPING = """
         old_quantity decimal(38, 9), new_quantity decimal(38, 9),
         old_event_count bigint, new_event_count bigint, cause varchar, run_id varchar
     );
+    create table if not exists usage_reconciliation (
+        usage_date date, metric_type varchar,
+        source_events bigint, landed_events bigint, published_events bigint,
+        source_sum decimal(38, 9), landed_sum decimal(38, 9), published_sum decimal(38, 9),
+        matches boolean, checked_at timestamptz
+    );
     create table if not exists published_days (
         usage_date date, landed_events bigint, sum_quantity decimal(38, 9),
         last_event_at timestamptz, extracted_at timestamptz, built_with varchar
@@ -173,6 +179,15 @@ def ensure_snapshot(settings: Settings) -> None:
                     " where usage_date not in (select usage_date from published_days)"
                 )
         (work / "migrated.duckdb").replace(path)
+
+
+def is_published(settings: Settings) -> bool:
+    """Whether readers find anything in the snapshot."""
+    if not settings.snapshot_path.exists():
+        return False
+    with connect(settings, ":memory:") as db:
+        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as published (read_only)")
+        return bool(_columns(db, "published", "usage_daily"))
 
 
 def _schema_version(settings: Settings) -> int:

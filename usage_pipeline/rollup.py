@@ -6,15 +6,17 @@ days that an earlier run left unpublished, and only what was audited is publishe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from usage_pipeline import landing, publishing, warehouse
+from usage_pipeline import landing, publishing, reconciliation, warehouse
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
 from usage_pipeline.publishing import PublishReport
+from usage_pipeline.reconciliation import Line
 from usage_pipeline.restatements import Cause
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult, Transformer
@@ -22,6 +24,10 @@ from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges
 
 # With two events a cell, more events than this in one dbt pass would spill under the memory limit.
 EVENTS_A_PASS = 10_000_000
+
+# Results of the audit beside those of the dbt tests.
+ROLLUP_EQUALS_LANDING = "rollup_equals_landing"
+LANDING_EQUALS_SOURCE = "landing_equals_source"
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,9 +110,29 @@ class Rollup:
 
     def audit(self) -> list[NodeResult]:
         """Run every data test over the built days, or the newest day when none waits to be
-        published; gives the worst result of each test."""
+        published, and reconcile these days; gives the worst result of each test."""
         with self._writing("auditing"):
             return self._audit()
+
+    def reconcile(
+        self, days: DayRange, progress: Callable[[date], None] = lambda day: None
+    ) -> list[Line]:
+        """Compare days in source, landing and published snapshot; changes nothing.
+
+        Args:
+            progress: called with each day that was read from the source.
+
+        Raises:
+            UsagePipelineError: nothing is published, or the source cannot be read.
+        """
+        if not publishing.is_published(self.settings):
+            raise UsagePipelineError(
+                "Nothing is published", "Publish it with `usage-pipeline rollup`"
+            )
+        models = self.transformer.usage_daily_models()
+        return reconciliation.reconcile(
+            self.settings, models, self.transformer.meters, days, progress
+        )
 
     def publish(self, run_id: str, cause: Cause | None = None) -> PublishReport:
         """Publish the built days to the snapshot, to Parquet and to Postgres.
@@ -155,14 +181,39 @@ class Rollup:
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
         newest = ranges_of_days([max(landing.landed_manifests(self.settings))])
-        for days in self.pending.built() or newest:
+        ranges = self.pending.built() or newest
+        for days in ranges:
             for result in self.transformer.test(days):
                 known = worst.get(result.unique_id)
                 if known is None or _badness(result) > _badness(known):
                     worst[result.unique_id] = result
+        worst |= {result.unique_id: result for result in self._reconcile(ranges)}
         if not blocking_failures(worst.values()):
             self._audited_revision = revision
         return list(worst.values())
+
+    def _reconcile(self, ranges: Sequence[DayRange]) -> list[NodeResult]:
+        """The days about to be published against landing and, for counts and sums, the source."""
+        started = time.perf_counter()
+        lines = reconciliation.check_built(
+            self.settings, self.transformer.usage_daily_models(), self.transformer.meters, ranges
+        )
+        seconds = time.perf_counter() - started
+        unlike_landing = [line for line in lines if not line.landing_is_published or line.users]
+        unlike_source = [line for line in lines if not line.matches and line not in unlike_landing]
+        return [
+            NodeResult(
+                unique_id=f"reconciliation.usage_pipeline.{name}",
+                status="pass" if not found else status,
+                seconds=seconds,
+                failures=len(found),
+                message=", ".join(f"{line.usage_date} {line.metric_type}" for line in found[:10]),
+            )
+            for name, status, found in (
+                (ROLLUP_EQUALS_LANDING, "fail", unlike_landing),
+                (LANDING_EQUALS_SOURCE, "warn", unlike_source),
+            )
+        ]
 
     def _passes(self, ranges: list[DayRange]) -> Iterator[DayRange]:
         """Ranges cut so that one dbt pass reads a bounded number of events."""

@@ -113,6 +113,13 @@ SERVED_TABLES = (
         dated="usage_date",
     ),
     ServedTable(
+        "usage_reconciliation",
+        key=("usage_date", "metric_type"),
+        nullable=("metric_type",),
+        dated="usage_date",
+        model=False,
+    ),
+    ServedTable(
         "usage_restatements",
         key=("usage_date", *_PERSON, "metric_type", "restated_at"),
         nullable=_PERSON,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,6 +23,10 @@ from usage_pipeline.warehouse import DayRange, PendingDays
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
+
+
+# Stands in the SQL of `usage_daily_models` for the list of landed files.
+LANDED_FILES = "'landed files'"
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,35 @@ class Transformer:
         """Run the data tests over a window; failures are results, not exceptions."""
         # `dbt test` knows no event times; a build of nothing but tests does.
         return self._invoke("build", "--resource-type", "test", days=days)
+
+    def usage_daily_models(self) -> dict[str, str]:
+        """`usage_daily` and the models it is made of as SQL, in the order in which they build.
+
+        For all of time, with `LANDED_FILES` where the landed files go. Kept beside the manifest:
+        compiling takes a second.
+        """
+        path = self.settings.dbt_target_dir / "usage_daily_models.json"
+        current = f"{self.version} {self.settings.landing_dir}"
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            kept = json.loads(path.read_text())
+            if kept["version"] == current:
+                return cast("dict[str, str]", kept["models"])
+        # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
+        selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
+        arguments = ["compile", "--select", *selected, "--no-populate-cache", "--no-write-json"]
+        nodes = {result.node.unique_id: result.node for result in self._dbt(arguments).results}
+        wanted = ["model.usage_pipeline.usage_daily"]
+        for unique_id in wanted:  # grows while its parents are found
+            parents = nodes[unique_id].depends_on.nodes
+            wanted += [parent for parent in parents if parent in nodes and parent not in wanted]
+        files = f"'{self.settings.events_dir}/*/part-*.parquet'"
+        models = {
+            node.name: node.compiled_code.replace(files, LANDED_FILES)
+            for unique_id, node in nodes.items()
+            if unique_id in wanted
+        }
+        path.write_text(json.dumps({"version": current, "models": models}))
+        return models
 
     def _parse(self) -> None:
         self._dbt(["parse"])

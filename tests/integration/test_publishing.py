@@ -65,6 +65,10 @@ WAREHOUSE_TABLES = {
     "invalid_usage_events": "event_id varchar, metric_type varchar, reason varchar,"
     " user_id varchar, org_id varchar, event_type varchar, quantity varchar, event_data varchar,"
     " created_at varchar, usage_date date, detected_at timestamptz",
+    "usage_reconciliation": "usage_date date, metric_type varchar, source_events bigint,"
+    " landed_events bigint, published_events bigint, source_sum decimal(38,9),"
+    " landed_sum decimal(38,9), published_sum decimal(38,9), matches boolean,"
+    " checked_at timestamptz",
     # not served: what the ledger asks of the landed days
     "stg_landed_days": "usage_date date, landed_events bigint, sum_quantity decimal(38,9),"
     " last_event_at timestamptz, extracted_at timestamptz",

@@ -15,6 +15,7 @@ import pytest
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks import GATE, GATE_ASSET
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
+from usage_pipeline.rollup import LANDING_EQUALS_SOURCE, ROLLUP_EQUALS_LANDING
 from usage_pipeline.settings import Settings
 
 GROUPS = {"app_db", "landing", "staging", "usage", "platform", "reporting", "publishing"}
@@ -102,7 +103,13 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
     tests = {node["name"] for node in nodes if node["resource_type"] == "test"}
     checks = {key.name for key in graph.asset_check_keys}
     assert tests <= checks
-    assert checks - tests == {GATE, "yesterday_is_published", "row_count_is_usual"}
+    assert checks - tests == {
+        GATE,
+        ROLLUP_EQUALS_LANDING,
+        LANDING_EQUALS_SOURCE,
+        "yesterday_is_published",
+        "row_count_is_usual",
+    }
 
 
 def test_the_gate_blocks_publishing(defs: dg.Definitions, graph: Any) -> None:

@@ -294,6 +294,10 @@ def _output_assets(
         "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
         "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
         "postgres": ("The published schema in Postgres; changed rows only.", "postgres"),
+        "usage_reconciliation": (
+            "Per day and metric: source, landing and published, events and sums.",
+            "table",
+        ),
         "usage_restatements": (
             "The ledger: each published number that changed, with old, new, cause and run.",
             "table",
@@ -325,6 +329,7 @@ def _output_assets(
             "snapshot": {"bytes": report.snapshot_bytes, "changed": report.changed},
             "parquet": {"bytes": report.parquet_bytes},
             "postgres": {"schema": rollup.settings.publish_schema},
+            "usage_reconciliation": {},
             "usage_restatements": {
                 "dagster/row_count": report.tables[LEDGER].inserted,
                 "by month": dg.MetadataValue.md(_digest(report.restated)),

@@ -13,10 +13,30 @@ from usage_pipeline.orchestration.assets import (
     asset_key_of,
     one_line_failures,
 )
-from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.rollup import (
+    LANDING_EQUALS_SOURCE,
+    ROLLUP_EQUALS_LANDING,
+    Rollup,
+    blocking_failures,
+)
 
 GATE = "blocking_tests_pass"
 GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
+USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
+RECONCILIATION = (
+    (
+        ROLLUP_EQUALS_LANDING,
+        "error",
+        "Per day and metric, events and sums of the built days, and every user's number, are what "
+        "the landed files give. The figures are in usage_reconciliation.",
+    ),
+    (
+        LANDING_EQUALS_SOURCE,
+        "warn",
+        "Per day and metric, events and sums of the built days are still the source's. Differs "
+        "when events came after the extraction; the sensor late_events rolls such days up.",
+    ),
+)
 WEEKS_COMPARED = 4
 FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
 
@@ -24,25 +44,19 @@ FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
 def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
     """The audit as one step, and two checks of what the audit cannot see."""
     manifest = json.loads(rollup.transformer.manifest_path().read_text())
-    tests = {
-        unique_id: node
+    specs = {
+        unique_id: _spec(
+            _tested_asset(manifest, node),
+            node["name"],
+            node.get("description") or f"dbt test {node['name']}",
+            node["config"]["severity"].lower(),
+        )
         for unique_id, node in manifest["nodes"].items()
         if node["resource_type"] == "test"
+    } | {
+        f"reconciliation.usage_pipeline.{name}": _spec(USAGE_DAILY, name, description, severity)
+        for name, severity, description in RECONCILIATION
     }
-    keys = {
-        unique_id: dg.AssetCheckKey(_tested_asset(manifest, node), node["name"])
-        for unique_id, node in tests.items()
-    }
-    specs = [
-        dg.AssetCheckSpec(
-            key.name,
-            asset=key.asset_key,
-            description=tests[unique_id].get("description")
-            or f"dbt test {tests[unique_id]['name']}",
-            metadata={"severity": tests[unique_id]["config"]["severity"]},
-        )
-        for unique_id, key in keys.items()
-    ]
     gate = dg.AssetCheckSpec(
         GATE,
         asset=GATE_ASSET,
@@ -50,21 +64,23 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         description="No test of severity error failed; otherwise nothing is published.",
     )
 
-    @dg.multi_asset_check(specs=[*specs, gate], name="audit", pool=WAREHOUSE_POOL, can_subset=True)
+    @dg.multi_asset_check(
+        specs=[*specs.values(), gate], name="audit", pool=WAREHOUSE_POOL, can_subset=True
+    )
     def audit(
         context: dg.AssetCheckExecutionContext, rollup: dg.ResourceParam[Rollup]
     ) -> Iterator[dg.AssetCheckResult]:
         with one_line_failures():
             results = {result.unique_id: result for result in rollup.audit()}
         selected = context.selected_asset_check_keys
-        for unique_id, key in keys.items():
-            if key not in selected:
+        for unique_id, spec in specs.items():
+            if spec.key not in selected:
                 continue
             result = results.get(unique_id)
-            severe = tests[unique_id]["config"]["severity"].lower() == "error"
+            severe = spec.metadata["severity"] == "error"
             yield dg.AssetCheckResult(
-                asset_key=key.asset_key,
-                check_name=key.name,
+                asset_key=spec.asset_key,
+                check_name=spec.name,
                 passed=result is None or result.status == "pass",
                 severity=dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN,
                 metadata=(
@@ -124,6 +140,12 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         )
 
     return [audit, yesterday_is_published, row_count_is_usual]
+
+
+def _spec(asset: dg.AssetKey, name: str, description: str, severity: str) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        name, asset=asset, description=description, metadata={"severity": severity}
+    )
 
 
 def _tested_asset(manifest: Mapping[str, Any], node: Mapping[str, Any]) -> dg.AssetKey:
