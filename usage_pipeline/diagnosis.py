@@ -58,6 +58,20 @@ def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
         ).fetchall()
 
 
+def unknown_event_types(settings: Settings, age: timedelta) -> list[tuple[str, int, date, date]]:
+    """Published events set aside for their type and first seen no longer ago than this: type,
+    events, first and last day; most events first."""
+    if not settings.snapshot_path.exists():
+        return []
+    with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
+        return db.execute(
+            "select event_type, count(*), min(usage_date), max(usage_date) "
+            "from invalid_usage_events where reason = 'event_type is not known' "
+            "and detected_at >= ? group by event_type order by 2 desc, 1",
+            [datetime.now(UTC) - age],
+        ).fetchall()
+
+
 def count_users(url: str) -> int:
     """Users in the source."""
     with connect(url) as connection, connection.cursor() as cursor:

@@ -25,6 +25,7 @@ from usage_pipeline import warehouse
 from usage_pipeline.app_db import app_database_url, connect, database_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
+from usage_pipeline.source_schema import read_shape, record_shape
 from usage_pipeline.warehouse import DayRange
 
 SCHEMA_VERSION = 2
@@ -335,7 +336,10 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
     url = app_database_url(settings)
     # psycopg2 first: its errors name what is wrong, DuckDB's wrap them.
     with connect(url) as postgres:
-        columns = {table: _columns(postgres, source_query(table)) for table in tables}
+        described = {table: _describe(postgres, source_query(table)) for table in tables}
+        columns = {table: [column.name for column in described[table]] for table in tables}
+        oids = {column.table_oid for table in tables for column in described[table]}
+        record_shape(settings, read_shape(postgres, oids - {None}))
         unique = "usage_events" in tables and _ids_are_unique(
             postgres, source_query("usage_events")
         )
@@ -360,17 +364,17 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
 
 
-def _columns(postgres: PostgresConnection, query: str) -> list[str]:
+def _describe(postgres: PostgresConnection, query: str) -> tuple[Any, ...]:
+    """The query's columns; each knows its table, unless it is an expression."""
     with postgres.cursor() as cursor:
         cursor.execute(f"select * from ({query}) as source limit 0")
-        return [column.name for column in cursor.description or ()]
+        return tuple(cursor.description or ())
 
 
 def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
     """Whether a unique index of one table vouches for the ids, so that none can be duplicates."""
+    (column,) = _describe(postgres, f"select id from ({query}) as events")
     with postgres.cursor() as cursor:
-        cursor.execute(f"select id from ({query}) as source limit 0")
-        column: Any = (cursor.description or ())[0]
         cursor.execute(
             "select 1 from pg_index where indrelid = %s and indisunique and indisvalid "
             "and indnkeyatts = 1 and indkey[0] = %s and indpred is null",

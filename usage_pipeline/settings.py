@@ -123,6 +123,10 @@ class Settings(BaseSettings):
         return self.landing_dir / "usage_events"
 
     @property
+    def source_schema_path(self) -> Path:
+        return self.landing_dir / "source_schema.json"
+
+    @property
     def warehouse_path(self) -> Path:
         return self.home / "warehouse.duckdb"
 

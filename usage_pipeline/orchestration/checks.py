@@ -1,13 +1,14 @@
-"""Checks: the audit before publishing (every dbt test), freshness, unusual row counts."""
+"""Checks: the audit before publishing (every dbt test), freshness, row counts, source drift."""
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from statistics import median
 from typing import Any
 
 import dagster as dg
 
-from usage_pipeline import landing
+from usage_pipeline import diagnosis, landing
 from usage_pipeline.orchestration.assets import (
     WAREHOUSE_POOL,
     asset_key_of,
@@ -19,6 +20,7 @@ from usage_pipeline.rollup import (
     Rollup,
     blocking_failures,
 )
+from usage_pipeline.source_schema import recent_changes
 
 GATE = "blocking_tests_pass"
 GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
@@ -38,11 +40,13 @@ RECONCILIATION = (
     ),
 )
 WEEKS_COMPARED = 4
+DRIFT_SHOWN = timedelta(days=7)
+TYPES_SHOWN = 20
 FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
 
 
 def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
-    """The audit as one step, and two checks of what the audit cannot see."""
+    """The audit as one step, and the checks of what the audit cannot see."""
     manifest = json.loads(rollup.transformer.manifest_path().read_text())
     specs = {
         unique_id: _spec(
@@ -139,7 +143,51 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
             metadata={"day": str(newest), "events": rows, "usual": usual or 0},
         )
 
-    return [audit, yesterday_is_published, row_count_is_usual]
+    @dg.asset_check(
+        asset=dg.AssetKey(["landing", "usage_events"]),
+        name="source_schema_is_unchanged",
+        description=(
+            "No column, type or enum label of the tables that are read changed in the last "
+            f"{DRIFT_SHOWN.days} days."
+        ),
+    )
+    def source_schema_is_unchanged(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
+        changes = recent_changes(rollup.settings, DRIFT_SHOWN)
+        return dg.AssetCheckResult(
+            passed=not changes,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"changes": {change.change: change.seen_at for change in changes}},
+        )
+
+    @dg.asset_check(
+        asset=dg.AssetKey(["publishing", "snapshot"]),
+        name="event_types_are_known",
+        description=(
+            f"No event first seen in the last {DRIFT_SHOWN.days} days was set aside because its "
+            "event_type is not known."
+        ),
+    )
+    def event_types_are_known(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
+        unknown = diagnosis.unknown_event_types(rollup.settings, DRIFT_SHOWN)
+        return dg.AssetCheckResult(
+            passed=not unknown,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={
+                "events by type": {
+                    kind: f"{events} from {first} to {last}"
+                    for kind, events, first, last in unknown[:TYPES_SHOWN]
+                },
+                "unknown types": len(unknown),
+            },
+        )
+
+    return [
+        audit,
+        yesterday_is_published,
+        row_count_is_usual,
+        source_schema_is_unchanged,
+        event_types_are_known,
+    ]
 
 
 def _spec(asset: dg.AssetKey, name: str, description: str, severity: str) -> dg.AssetCheckSpec:
