@@ -270,19 +270,20 @@ def reconcile(
             "landing and published tables."
         )
         return
-    table = Table(title=f"{len(different):,} of {len(lines):,} daily totals differ")
-    for heading in ("day", "metric", "source", "landed", "published", "users"):
-        table.add_column(heading, overflow="fold")
     for line in different:
-        table.add_row(
-            f"{line.usage_date}",
-            line.metric_type or "(not counted)",
-            f"{line.source_events:,} events\n{line.source_sum:,}",
-            f"{line.landed_events:,} events\n{line.landed_sum:,}",
-            f"{line.published_events:,} events\n{line.published_sum:,}",
-            "\n".join(line.users),
+        sides = (
+            ("source", line.source_events, line.source_sum),
+            ("landed", line.landed_events, line.landed_sum),
+            ("published", line.published_events, line.published_sum),
         )
-    out.print(table)
+        out.print(
+            f"{line.usage_date} {line.metric_type or 'events that no meter counts'}: "
+            + "; ".join(f"{side} {events:,} events, {total:,}" for side, events, total in sides)
+            + f"; users {', '.join(line.users)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    out.print(f"{len(different):,} of {len(lines):,} daily totals differ.")
     out.print(
         "Roll the days up again: "
         + ", ".join(
