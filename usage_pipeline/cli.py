@@ -58,6 +58,15 @@ def _month(text: str) -> date:
         raise typer.BadParameter(f"{text!r} is not a month; write YYYY-MM") from None
 
 
+FirstDay = Annotated[
+    date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
+]
+DayAfterLast = Annotated[
+    date | None,
+    typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
+]
+
+
 @contextmanager
 def _progress(description: str, total: int | None = None) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
@@ -119,13 +128,8 @@ def _load_sample(settings: Settings, events: int, days: int, users: int, seed: i
 
 @app.command()
 def rollup(
-    start: Annotated[
-        date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
-    ] = None,
-    end: Annotated[
-        date | None,
-        typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
-    ] = None,
+    start: FirstDay = None,
+    end: DayAfterLast = None,
 ) -> None:
     """Roll up the days [start, end) and their months: ingest, transform, check, publish.
 
@@ -244,13 +248,8 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
 
 @app.command()
 def reconcile(
-    start: Annotated[
-        date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
-    ] = None,
-    end: Annotated[
-        date | None,
-        typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
-    ] = None,
+    start: FirstDay = None,
+    end: DayAfterLast = None,
 ) -> None:
     """Compare the source with landing and with what is published: events, exact sums, contents.
 

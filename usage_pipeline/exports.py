@@ -24,7 +24,7 @@ import pyarrow.compute
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, connect, next_month
+from usage_pipeline.warehouse import DayRange, connect, next_month, quoted
 
 _HEADER = b"usage_date,org_id,metric_type,total_quantity,event_count\n"
 _ROWS_PER_BATCH = 100_000
@@ -144,7 +144,7 @@ def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
                 from read_parquet($files) as events
                 where user_id = $user
                 order by events.created_at, events.id
-            ) to '{_quoted(staged)}' (format csv, header true)
+            ) to '{quoted(staged)}' (format csv, header true)
             """,
             {"files": landed, "user": str(user_id)},
         ).fetchall() != [(0,)]
@@ -298,7 +298,3 @@ def _write_manifest(path: Path, entries: dict[str, _Entry], staged: Path) -> Non
         writer.writerow(("user_id", "path", "rows", "sha256"))
         writer.writerows(astuple(entries[user]) for user in sorted(entries))
     _move(staged, path)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

@@ -39,10 +39,9 @@ _EXACT = Context(prec=60)  # more digits than any sum of quantities has
 _LARGEST_QUANTITY = "99999999999999999999999999999.9999999995"
 _FITS = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
 
-# In Postgres; the arguments of `fingerprint`.
-_FINGERPRINT = (
-    f"count(*), coalesce(sum(case when {_FITS} then round(quantity, 9) end), 0), max(created_at)"
-)
+# In Postgres; the second gives the arguments of `fingerprint`.
+_VALID_SUM = f"coalesce(sum(round(quantity, 9)) filter (where {_FITS}), 0)"
+_FINGERPRINT = f"count(*), {_VALID_SUM}, max(created_at)"
 EMPTY = "0 0 -"  # the fingerprint of a day without events
 
 
@@ -80,6 +79,11 @@ def fingerprint(rows: int, total: Decimal, last: datetime | None) -> str:
     """What decides whether a day of the source has changed: rows, exact sum, last created_at."""
     moment = last.astimezone(UTC).isoformat() if last else "-"
     return f"{rows} {total.normalize(_EXACT):f} {moment}"
+
+
+def data_path(folder: Path, day: date) -> Path:
+    """The Parquet file of a day; its manifest lies beside it."""
+    return folder / f"usage_date={day}" / "part-0.parquet"
 
 
 def check_range(settings: Settings, days: DayRange) -> None:
@@ -252,15 +256,12 @@ def source_totals(
         UsagePipelineError: the source cannot be read.
     """
     found: dict[date, dict[str, tuple[int, Decimal]]] = {}
+    figures = f"event_type::text, count(*) filter (where {_FITS}), {_VALID_SUM}"
     with connect(app_database_url(settings)) as postgres:
         if not _ids_are_unique(postgres, source_query("usage_events")):
             return {}
         for days in ranges:
             found |= {day: {} for day in days.days()}
-            figures = (
-                f"event_type::text, count(*) filter (where {_FITS}), "
-                f"coalesce(sum(round(quantity, 9)) filter (where {_FITS}), 0)"
-            )
             for day, event_type, events, total in _by_day(
                 settings, postgres, days, figures, "event_type"
             ):
@@ -304,7 +305,7 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
     for partition in sorted(settings.events_dir.glob("usage_date=*")):
         day = date.fromisoformat(partition.name.removeprefix("usage_date="))
         manifest = manifests.get(day)
-        data = partition / "part-0.parquet"
+        data = data_path(settings.events_dir, day)
         if (
             manifest is None
             or not data.exists()
@@ -418,9 +419,8 @@ def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> M
         "cast(org_id as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
         f"created_at from {source.scan(query)}"
     )
-    partition = folder / f"usage_date={day.isoformat()}"
-    partition.mkdir(parents=True, exist_ok=True)
-    data = partition / "part-0.parquet"
+    data = data_path(folder, day)
+    data.parent.mkdir(parents=True, exist_ok=True)
     _copy(settings, source.db, f"({select})", data)
     # Whole parts and fractions apart: over all event types the sum may leave DECIMAL(38,9).
     rows, invalid, whole, fraction, last = source.db.execute(
@@ -448,7 +448,7 @@ def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> M
     )
     temporary = settings.scratch_dir / f"manifest-{uuid.uuid4().hex}.json"
     temporary.write_text(json.dumps(asdict(manifest), indent=1))
-    temporary.replace(partition / "manifest.json")
+    temporary.replace(data.parent / "manifest.json")
     return manifest
 
 

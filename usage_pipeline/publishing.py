@@ -26,10 +26,9 @@ from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline import app_db, restatements
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.restatements import Cause
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, connect, next_month
+from usage_pipeline.warehouse import DayRange, connect, next_month, quoted
 
 LEDGER = "usage_restatements"
 MONTHS_DIGESTED = 6
@@ -186,14 +185,14 @@ def is_published(settings: Settings) -> bool:
     if not settings.snapshot_path.exists():
         return False
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as published (read_only)")
+        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
         return bool(_columns(db, "published", "usage_daily"))
 
 
 def _schema_version(settings: Settings) -> int:
     """The version that the snapshot file carries; 0 before versions were written."""
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as published (read_only)")
+        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
         if "schema_version" not in _columns(db, "published", "snapshot"):
             return 0
         row = db.execute("select schema_version from published.main.snapshot").fetchone()
@@ -208,11 +207,7 @@ def _written_by_newer(what: str, version: int) -> UsagePipelineError:
 
 
 def publish(
-    settings: Settings,
-    ranges: Sequence[DayRange],
-    run_id: str,
-    built_with: str,
-    cause: Cause | None = None,
+    settings: Settings, ranges: Sequence[DayRange], run_id: str, built_with: str
 ) -> PublishReport:
     """Make the warehouse's rows what readers see. The caller is the single writer.
 
@@ -221,7 +216,6 @@ def publish(
         ranges: local days whose rows may have changed; their months are compared as well.
         run_id: recorded with the snapshot and the restatements.
         built_with: version of models and meters that built the warehouse.
-        cause: of every restatement of this publish; found out when not given.
 
     Raises:
         UsagePipelineError: the warehouse lacks a table, Postgres refuses, or a newer release
@@ -232,13 +226,13 @@ def publish(
     snapshot_path = settings.snapshot_path
     with _work_dir(settings) as work:
         with connect(settings, ":memory:") as db:
-            db.execute(f"attach '{_quoted(settings.warehouse_path)}' as warehouse (read_only)")
-            db.execute(f"attach '{_quoted(snapshot_path)}' as published (read_only)")
+            db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
+            db.execute(f"attach '{quoted(snapshot_path)}' as published (read_only)")
             base = snapshot = _recorded_snapshot(db)
             new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
                 deltas = _compare_all(db, settings, ranges, base)
-                deltas.append(_ledger(db, deltas, base, new, built_with=built_with, cause=cause))
+                deltas.append(_ledger(db, deltas, base, new, built_with=built_with))
                 unseen = _count(
                     db,
                     f"from ({_days_published(ranges)}) as days anti join"
@@ -251,6 +245,7 @@ def publish(
                 with report.timed("snapshot"):
                     _build_snapshot(db, snapshot_path, work / "usage.duckdb", deltas, snapshot)
                     _note_days(db, ranges, built_with)
+                    db.execute("checkpoint serving")
             assert snapshot is not None
             source = "serving" if report.changed else "published"
             report.restated = restatements.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
@@ -281,10 +276,6 @@ def _work_dir(settings: Settings) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 # --- compare -------------------------------------------------------------------------------
@@ -369,7 +360,6 @@ def _ledger(
     snapshot: Snapshot,
     *,
     built_with: str,
-    cause: Cause | None,
 ) -> _Delta:
     """The restatements that these deltas are; the ledger's earlier rows stay as they are."""
     (cells,) = (delta for delta in deltas if delta.table.name == "usage_daily")
@@ -382,8 +372,6 @@ def _ledger(
             f"(select 1 as side, {numbers} from warehouse.main.usage_daily union all"
             f" select -1 as side, {numbers} from published.main.usage_daily)"
         )
-    if base and base.timezone != snapshot.timezone:
-        cause = cause or "rebuild"  # every day is another one, with no event late
     (table,) = (table for table in SERVED_TABLES if table.name == LEDGER)
     delta = _Delta(table, _columns(db, "published", LEDGER), False, TableChange())
     rows = restatements.record_restatements(
@@ -393,7 +381,7 @@ def _ledger(
         restated_at=snapshot.published_at,
         run_id=snapshot.run_id,
         built_with=built_with,
-        cause=cause,
+        recut=base is not None and base.timezone != snapshot.timezone,
     )
     return replace(delta, change=TableChange(inserted=rows))
 
@@ -417,7 +405,6 @@ def _note_days(db: duckdb.DuckDBPyConnection, ranges: Sequence[DayRange], built_
         f" ? as built_with from ({days})",
         [built_with],
     )
-    db.execute("checkpoint serving")
 
 
 def _count(db: duckdb.DuckDBPyConnection, relation: str) -> int:
@@ -455,7 +442,7 @@ def _build_snapshot(
 ) -> None:
     """The previous snapshot plus the deltas, as `target`, attached as `serving`."""
     _clone(previous, target)
-    db.execute(f"attach '{_quoted(target)}' as serving")
+    db.execute(f"attach '{quoted(target)}' as serving")
     for delta in deltas:
         name, names = delta.table.name, ", ".join(delta.columns)
         if delta.whole:
@@ -579,7 +566,7 @@ class _Parquet:
         staged = self._work / f"{len(self._staged)}.parquet"
         self._work.mkdir(exist_ok=True)
         db.execute(
-            f"copy (select {columns} {rows}) to '{_quoted(staged)}'"
+            f"copy (select {columns} {rows}) to '{quoted(staged)}'"
             " (format parquet, compression zstd)"
         )
         self._staged[target] = staged
@@ -740,7 +727,7 @@ class _Postgres:
     ) -> None:
         names = ", ".join(columns)
         db.execute(
-            f"copy (select {names} {rows}) to '{_quoted(self._rows_file)}'"
+            f"copy (select {names} {rows}) to '{quoted(self._rows_file)}'"
             " (format csv, header false)"
         )
         with self._rows_file.open("rb") as file:

@@ -20,7 +20,7 @@ from usage_pipeline import landing
 from usage_pipeline.meters import Meter
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import LANDED_FILES
-from usage_pipeline.warehouse import DayRange, connect
+from usage_pipeline.warehouse import DayRange, connect, quoted
 
 EVENTS_A_BATCH = 2_000_000
 DAYS_A_BATCH = 200
@@ -64,10 +64,6 @@ class Line:
     published_sum: Decimal
     matches: bool
     users: tuple[str, ...] = ()
-
-    @property
-    def landing_is_published(self) -> bool:
-        return (self.landed_events, self.landed_sum) == (self.published_events, self.published_sum)
 
 
 def reconcile(
@@ -140,8 +136,8 @@ def check_built(
     lines = []
     for batch in _batches(settings, ranges):
         with connect(settings, ":memory:") as db:
-            db.execute(f"attach '{_quoted(settings.warehouse_path)}' as built (read_only)")
-            _evaluate(db, models, [_file(settings.events_dir, day) for day in batch], "landed")
+            db.execute(f"attach '{quoted(settings.warehouse_path)}' as built (read_only)")
+            _evaluate(db, models, _files(settings.events_dir, batch), "landed")
             db.execute(
                 f"create view published as select {_CELL} from built.usage_daily"
                 f" where usage_date in ({_dates(batch)})"
@@ -149,7 +145,7 @@ def check_built(
             differing = _cells_that_differ(db, "landed", "published")
             lines += [
                 _asked_at_source(line, source, counted_at_source)
-                for line in _lines(db, None, differing)
+                for line in _lines(db, ("landed", "published"), differing)
             ]
     _note(settings, ranges, lines)
     return lines
@@ -178,11 +174,10 @@ def _compare_with_source(
     days: Sequence[date],
 ) -> list[Line]:
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as snapshot (read_only)")
-        paths = {"source": [_file(work, day) for day in days]}
-        paths["landed"] = [_file(settings.events_dir, day) for day in days]
-        for side, files in paths.items():
-            _evaluate(db, models, files, side)
+        db.execute(f"attach '{quoted(settings.snapshot_path)}' as snapshot (read_only)")
+        read, landed = _files(work, days), _files(settings.events_dir, days)
+        _evaluate(db, models, read, "source")
+        _evaluate(db, models, landed, "landed")
         db.execute(
             f"create view published as select {_CELL} from snapshot.usage_daily"
             f" where usage_date in ({_dates(days)})"
@@ -190,9 +185,9 @@ def _compare_with_source(
         differing = [
             *_cells_that_differ(db, "source", "landed"),
             *_cells_that_differ(db, "landed", "published"),
-            *_contents_that_differ(db, paths, meters),
+            *_contents_that_differ(db, read, landed, meters),
         ]
-        return _lines(db, "source", differing)
+        return _lines(db, ("source", "landed", "published"), differing)
 
 
 _NO_CELLS = (
@@ -208,8 +203,7 @@ def _evaluate(
     db: duckdb.DuckDBPyConnection, models: Mapping[str, str], files: Sequence[Path], target: str
 ) -> None:
     """Create the table `target`: the cells of `usage_daily` as the models make them of files."""
-    existing = [path for path in files if path.exists()]
-    if not existing:
+    if not files:
         db.execute(f"create table {target} as select {_CELL} from {_NO_CELLS}")
         return
     db.execute("attach ':memory:' as warehouse")
@@ -217,7 +211,7 @@ def _evaluate(
         kind = "view" if name == "stg_usage_events" else "table"
         db.execute(
             f"create {kind} warehouse.main.{name} as "
-            + statement.replace(LANDED_FILES, _listed(existing))
+            + statement.replace(LANDED_FILES, _listed(files))
         )
     db.execute(f"create table {target} as select {_CELL} from warehouse.main.usage_daily")
     db.execute("detach warehouse")
@@ -238,15 +232,18 @@ def _cells_that_differ(db: duckdb.DuckDBPyConnection, left: str, right: str) -> 
 
 
 def _contents_that_differ(
-    db: duckdb.DuckDBPyConnection, sides: Mapping[str, Sequence[Path]], meters: Sequence[Meter]
+    db: duckdb.DuckDBPyConnection,
+    read: Sequence[Path],
+    landed: Sequence[Path],
+    meters: Sequence[Meter],
 ) -> list[_Place]:
     """Users whose events differ between source and landing, whatever counts and sums say."""
     rows = [
         f"select {sign} * cast(hash({_CONTENT}) as hugeint) as content, "
         "cast(usage_date as date) as usage_date, event_type, user_id "
-        f"from read_parquet({_listed(existing)}, hive_partitioning = true)"
-        for sign, files in ((1, sides["source"]), (-1, sides["landed"]))
-        if (existing := [path for path in files if path.exists()])
+        f"from read_parquet({_listed(files)}, hive_partitioning = true)"
+        for sign, files in ((1, read), (-1, landed))
+        if files
     ]
     if not rows:
         return []
@@ -267,42 +264,34 @@ def _contents_that_differ(
 
 
 def _lines(
-    db: duckdb.DuckDBPyConnection, source: str | None, differing: Sequence[_Place]
+    db: duckdb.DuckDBPyConnection, sides: Sequence[str], differing: Sequence[_Place]
 ) -> list[Line]:
-    """A line per day and metric found on any side, or named as differing."""
-    sides = {"landed": "landed", "published": "published"} | ({"source": source} if source else {})
-    union = " union all ".join(
-        f"select '{side}' as side, * from {relation}" for side, relation in sides.items()
+    """A line per day and metric found on any of the sides, or named as differing."""
+    union = " union all ".join(f"select '{side}' as side, * from {side}" for side in sides)
+    sums = ", ".join(
+        f"coalesce(sum(event_count) filter (side = '{side}'), 0)::bigint,"
+        f" coalesce(sum(total_quantity) filter (side = '{side}'), 0)"
+        for side in ("source", "landed", "published")
     )
-    figures = {
-        (day, metric): figures
-        for day, metric, *figures in db.execute(f"""
-            select usage_date, metric_type,
-                   {
-            ", ".join(
-                f"coalesce(sum(event_count) filter (side = '{side}'), 0)::bigint, "
-                f"coalesce(sum(total_quantity) filter (side = '{side}'), 0)"
-                for side in ("source", "landed", "published")
-            )
-        }
-            from ({union}) group by usage_date, metric_type
-        """).fetchall()
-    }
+    query = (
+        f"select usage_date, metric_type, {sums} from ({union}) group by usage_date, metric_type"
+    )
+    figures = {(day, metric): found for day, metric, *found in db.execute(query).fetchall()}
     users: dict[tuple[date, str | None], set[str]] = {}
     for day, metric, user in differing:
         users.setdefault((day, metric), set()).add(user)
-    lines = []
     nothing = [0, Decimal(0)] * 3
+    lines = []
     for key in sorted({*figures, *users}, key=lambda key: (key[0], key[1] or "")):
         events, total, landed, landed_sum, published, published_sum = figures.get(key, nothing)
         lines.append(
             Line(
                 usage_date=key[0],
                 metric_type=key[1],
-                source_events=events if source else None,
+                source_events=events if "source" in sides else None,
                 landed_events=landed,
                 published_events=published,
-                source_sum=total if source else None,
+                source_sum=total if "source" in sides else None,
                 landed_sum=landed_sum,
                 published_sum=published_sum,
                 matches=key not in users,
@@ -315,7 +304,7 @@ def _lines(
 def _note(settings: Settings, ranges: Sequence[DayRange], lines: Sequence[Line]) -> None:
     """Replace the days' rows in the warehouse; equal figures keep their first time."""
     with connect(settings, settings.warehouse_path) as db:
-        db.execute(f"attach '{_quoted(settings.snapshot_path)}' as published (read_only)")
+        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
         db.execute(
             "create table if not exists usage_reconciliation as"
             " from published.main.usage_reconciliation limit 0"
@@ -366,17 +355,15 @@ def _days(batch: Sequence[landing.Manifest]) -> list[date]:
     return [date.fromisoformat(manifest.usage_date) for manifest in batch]
 
 
-def _file(folder: Path, day: date) -> Path:
-    return folder / f"usage_date={day}" / "part-0.parquet"
+def _files(folder: Path, days: Sequence[date]) -> list[Path]:
+    """The days' files; a day that was never landed has none."""
+    paths = [landing.data_path(folder, day) for day in days]
+    return [path for path in paths if path.exists()]
 
 
 def _listed(files: Sequence[Path]) -> str:
-    return "[" + ", ".join(f"'{_quoted(path)}'" for path in files) + "]"
+    return "[" + ", ".join(f"'{quoted(path)}'" for path in files) + "]"
 
 
 def _dates(days: Sequence[date]) -> str:
     return ", ".join(f"date '{day}'" for day in days)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

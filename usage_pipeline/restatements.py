@@ -7,11 +7,9 @@ It is restated when its day was published before and its quantity or its event c
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
-
-Cause = Literal["late_events", "correction", "erasure", "rebuild"]
 
 KEY = ("usage_date", "user_id", "org_id", "metric_type")
 
@@ -24,7 +22,7 @@ def record_restatements(
     restated_at: datetime,
     run_id: str,
     built_with: str,
-    cause: Cause | None,
+    recut: bool,
 ) -> int:
     """Create the temporary table `target`: the ledger's new rows, with a column `side` of ones.
 
@@ -32,9 +30,10 @@ def record_restatements(
         db: with `warehouse` and `published` attached.
         cells: relation of the `usage_daily` rows that appear (side 1) and disappear (side -1).
         built_with: version of models and meters of the warehouse.
-        cause: of all rows, where the caller knows it. Otherwise: the same landed events with
-            another number are a `rebuild`; of a day that was landed again, more events are
-            `late_events`, anything else is a `correction`.
+        recut: whether the days are those of another time zone than before.
+
+    The cause: recut days, and the same landed events with another number, are a `rebuild`; of a
+    day that was landed again, more events are `late_events`, anything else is a `correction`.
 
     Returns:
         Rows in `target`.
@@ -67,8 +66,7 @@ def record_restatements(
         select 1 as side, {keys}, $restated_at::timestamptz as restated_at,
                old_quantity, new_quantity, old_event_count, new_event_count,
                case
-                   when $cause is not null then $cause
-                   when as_before then 'rebuild'
+                   when $recut or as_before then 'rebuild'
                    when new_event_count > old_event_count then 'late_events'
                    else 'correction'
                end as cause,
@@ -79,7 +77,7 @@ def record_restatements(
         {
             "built_with": built_with,
             "restated_at": restated_at,
-            "cause": cause,
+            "recut": recut,
             "run_id": run_id,
         },
     )

@@ -17,7 +17,6 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
 from usage_pipeline.publishing import PublishReport
 from usage_pipeline.reconciliation import Line
-from usage_pipeline.restatements import Cause
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult, Transformer
 from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
@@ -134,7 +133,7 @@ class Rollup:
             self.settings, models, self.transformer.meters, days, progress
         )
 
-    def publish(self, run_id: str, cause: Cause | None = None) -> PublishReport:
+    def publish(self, run_id: str) -> PublishReport:
         """Publish the built days to the snapshot, to Parquet and to Postgres.
 
         When another run changed the warehouse since this one's audit, months, summaries and audit
@@ -142,7 +141,6 @@ class Rollup:
 
         Args:
             run_id: recorded with the snapshot and the restatements.
-            cause: of the restatements, where it is not to be found out.
 
         Raises:
             UsagePipelineError: a blocking test fails, or an output cannot be written; what was
@@ -152,9 +150,7 @@ class Rollup:
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
             ranges = self.pending.built()
-            report = publishing.publish(
-                self.settings, ranges, run_id, self.transformer.version, cause
-            )
+            report = publishing.publish(self.settings, ranges, run_id, self.transformer.version)
             self.pending.remove(ranges)
             return report
 
@@ -180,8 +176,9 @@ class Rollup:
         self._audited_revision = None
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
-        newest = ranges_of_days([max(landing.landed_manifests(self.settings))])
-        ranges = self.pending.built() or newest
+        ranges = self.pending.built() or ranges_of_days(
+            [max(landing.landed_manifests(self.settings))]
+        )
         for days in ranges:
             for result in self.transformer.test(days):
                 known = worst.get(result.unique_id)
@@ -199,8 +196,8 @@ class Rollup:
             self.settings, self.transformer.usage_daily_models(), self.transformer.meters, ranges
         )
         seconds = time.perf_counter() - started
-        unlike_landing = [line for line in lines if not line.landing_is_published or line.users]
-        unlike_source = [line for line in lines if not line.matches and line not in unlike_landing]
+        unlike_landing = [line for line in lines if line.users]
+        unlike_source = [line for line in lines if not line.matches and not line.users]
         return [
             NodeResult(
                 unique_id=f"reconciliation.usage_pipeline.{name}",

@@ -89,7 +89,7 @@ class Transformer:
         """dbt's manifest.json, made by a parse when absent or older than project and meters."""
         path = self.settings.dbt_target_dir / "manifest.json"
         stamp = self.settings.dbt_target_dir / "parsed_version"
-        current = f"{self.version} {self.settings.landing_dir}"
+        current = self._stamp()
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
             self._parse()
             stamp.write_text(current)
@@ -122,7 +122,7 @@ class Transformer:
         compiling takes a second.
         """
         path = self.settings.dbt_target_dir / "usage_daily_models.json"
-        current = f"{self.version} {self.settings.landing_dir}"
+        current = self._stamp()
         with suppress(FileNotFoundError, ValueError, KeyError):
             kept = json.loads(path.read_text())
             if kept["version"] == current:
@@ -143,6 +143,10 @@ class Transformer:
         }
         path.write_text(json.dumps({"version": current, "models": models}))
         return models
+
+    def _stamp(self) -> str:
+        """Identifies what dbt renders: its SQL holds the directory that it reads."""
+        return f"{self.version} {self.settings.landing_dir}"
 
     def _parse(self) -> None:
         self._dbt(["parse"])

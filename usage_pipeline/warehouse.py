@@ -87,6 +87,11 @@ def connect(
     return db
 
 
+def quoted(path: Path) -> str:
+    """A path as the inside of an SQL string: `attach` and `copy` take no parameters."""
+    return str(path).replace("'", "''")
+
+
 @contextmanager
 def exclusive(
     settings: Settings, purpose: str, on_wait: Callable[[str], None] = lambda holder: None
@@ -166,9 +171,6 @@ class Extraction:
     days: DayRange
     by: str
 
-    def lives(self) -> bool:
-        return lives(self.by)
-
 
 class PendingDays:
     """The days whose warehouse rows are not published yet, in `warehouse.json`.
@@ -212,7 +214,7 @@ class PendingDays:
         next one; days that another living process extracts meanwhile are left to it.
         """
         with self._changing() as state:
-            abandoned = [e for e in state.extracting if e.by == this_process() or not e.lives()]
+            abandoned = [e for e in state.extracting if e.by == this_process() or not lives(e.by)]
             days = days | {day for extraction in abandoned for day in extraction.days.days()}
             state.extracting = [e for e in state.extracting if e not in abandoned]
             ranges = ranges_of_days(days)

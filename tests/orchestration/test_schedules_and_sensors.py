@@ -13,6 +13,7 @@ import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from usage_pipeline.definitions import build_defs
+from usage_pipeline.orchestration.assets import USAGE_DAILY
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import (
     RANGE_END_TAG,
@@ -20,7 +21,7 @@ from usage_pipeline.orchestration.partitions import (
     day_range_tags,
     days_of_run,
 )
-from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG, USAGE_DAILY
+from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG
 
 
 @pytest.fixture(scope="module")

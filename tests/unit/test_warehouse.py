@@ -60,6 +60,19 @@ def test_whole_months_of_days(of: tuple[str, str], months: tuple[str, str]) -> N
     assert days(*of).whole_months() == days(*months)
 
 
+def started(script: str, settings: Settings, *, says: str) -> subprocess.Popen[str]:
+    """Another process over the same home, once it has said its word; it waits for a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(settings.home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == f"{says}\n"
+    return process
+
+
 class TestPendingDays:
     @pytest.fixture
     def settings(self, make_settings: Any) -> Settings:
@@ -163,14 +176,7 @@ class TestPendingDays:
             "PendingDays(settings, '1', list).add({date(2024, 1, 3)})\n"
             "print('added', flush=True); sys.stdin.readline()\n"
         )
-        other = subprocess.Popen(
-            [sys.executable, "-c", script, str(settings.home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert other.stdout
-        assert other.stdout.readline() == "added\n"
+        other = started(script, settings, says="added")
         pending = self.pending(settings)
         assert pending.add(set()) == set()
         other.kill()
@@ -219,14 +225,7 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_lock(
     make_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = make_settings()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", _HOLD_THEN_DIE, str(settings.home)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout
-    assert holder.stdout.readline() == "held\n"
+    holder = started(_HOLD_THEN_DIE, settings, says="held")
     monkeypatch.setattr(warehouse, "LOCK_TIMEOUT_SECONDS", 0.0)
     told: list[str] = []
     with (

@@ -21,6 +21,7 @@ from usage_pipeline.warehouse import DayRange
 
 OWNERS = ["team:data"]
 WAREHOUSE_POOL = "warehouse"
+USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
 SOURCE_TABLES = {
     "usage_events": "Usage events as the application logs them; read one day at a time.",
     "users": "Users, without their e-mail addresses.",

@@ -10,6 +10,7 @@ import dagster as dg
 
 from usage_pipeline import diagnosis, landing
 from usage_pipeline.orchestration.assets import (
+    USAGE_DAILY,
     WAREHOUSE_POOL,
     asset_key_of,
     one_line_failures,
@@ -24,7 +25,6 @@ from usage_pipeline.source_schema import recent_changes
 
 GATE = "blocking_tests_pass"
 GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
-USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
 RECONCILIATION = (
     (
         ROLLUP_EQUALS_LANDING,

@@ -11,7 +11,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from usage_pipeline import exports, landing
 from usage_pipeline.app_db import redact
-from usage_pipeline.orchestration.assets import one_line_failures
+from usage_pipeline.orchestration.assets import USAGE_DAILY, one_line_failures
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import (
     day_range_tags,
@@ -23,7 +23,6 @@ from usage_pipeline.warehouse import DayRange, next_month, ranges_of_days
 
 CHAINED_TAG = "usage/chained"  # "no" on runs of the command line, which chains the jobs itself
 DAYS_END_TAG = "usage/days_end"
-USAGE_DAILY = dg.AssetKey(["usage", "usage_daily"])
 WEBHOOK_TIMEOUT_SECONDS = 10
 LATE_EVENTS_SECONDS = 3600
 REQUESTS_A_TICK = 50  # a tick that asks for more is slow; the next one goes on
