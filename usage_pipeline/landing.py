@@ -223,7 +223,8 @@ def _current(recorded: dict[str, Any]) -> Manifest:
 
 
 def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:
-    """Landed days whose source differs from what was landed, with the source's fingerprint now.
+    """Landed days whose source differs from what was landed, with a text that tells the difference
+    from any other: when the day was landed, and the source's fingerprint now.
 
     One grouped query over the range in Postgres, whatever the number of days.
 
@@ -232,7 +233,11 @@ def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:
     """
     landed = {d: m for d, m in landed_manifests(settings).items() if days.start <= d < days.end}
     now = source_fingerprints(settings, days)
-    return {day: now[day] for day, manifest in landed.items() if now[day] != manifest.fingerprint}
+    return {
+        day: f"{manifest.extracted_at} {now[day]}"
+        for day, manifest in landed.items()
+        if now[day] != manifest.fingerprint
+    }
 
 
 def source_fingerprints(settings: Settings, days: DayRange) -> dict[date, str]:

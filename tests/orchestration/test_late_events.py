@@ -26,6 +26,7 @@ class Source:
         self.database, self.settings = database, settings
         self.today = settings.today()
         self.cursor: str | None = None
+        self.run_keys: list[str | None] = []
         self.sensor = build_defs(settings).resolve_sensor_def("late_events")
         for ago in range(1, 41):
             self.add(ago)
@@ -49,6 +50,7 @@ class Source:
         with dg.build_sensor_context(cursor=self.cursor) as context:
             asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]  # type: ignore[union-attr]
             self.cursor = context.cursor
+        self.run_keys += [request.run_key for request in asked]
         ranges = [days_of_run(dict(request.tags)) for request in asked]
         return [days for days in ranges if days is not None]
 
@@ -122,6 +124,8 @@ def test_a_state_that_was_landed_and_comes_back_is_a_change_again(make_source: A
         [(event, USER, None, "api_call", None, 2, source.settings.day_start(source.day(7)))],
     )
     assert source.tick() == source.ranges((7, 7))
+    # The daemon starts no second run for a key that it knows, however long ago that was.
+    assert len(set(source.run_keys)) == 3
 
 
 def test_the_look_back_window_ends(make_source: Any) -> None:
