@@ -7,9 +7,7 @@ sorts and renders the lines; Python cuts them per user, hashes them, and writes 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -24,7 +22,7 @@ import pyarrow.compute
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, connect, next_month, quoted
+from usage_pipeline.warehouse import DayRange, connect, locked, next_month, quoted, scratch
 
 _HEADER = b"usage_date,org_id,metric_type,total_quantity,event_count\n"
 _ROWS_PER_BATCH = 100_000
@@ -86,7 +84,7 @@ def export_month(
         for user, rows, content in _users_lines(db, month, user_id):
             path = f"{user[:2]}/{user}.csv"
             entry = _Entry(user, path, rows, hashlib.sha256(content).hexdigest())
-            if previous.get(user) != entry or not (folder / path).exists():
+            if previous.get(user) != entry or _written_since(manifest, folder / path):
                 (work / "user.csv").write_bytes(content)
                 _move(work / "user.csv", folder / path)
                 written += 1
@@ -99,7 +97,7 @@ def export_month(
             entries = previous | entries
         else:
             removed = _remove_others(folder, entries)
-        if entries != previous:
+        if entries != previous or written:
             _write_manifest(manifest, entries, work / "manifest.csv")
     return ExportReport(manifest, users, written, removed, exported)
 
@@ -171,17 +169,11 @@ def _nothing_published(what: str) -> UsagePipelineError:
 
 @contextmanager
 def _only_export(settings: Settings, month: date) -> Iterator[Path]:
-    """A scratch directory, the month's other exports waiting; a killed run's leftovers go."""
-    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    work = settings.scratch_dir / f"export-{month:%Y-%m}"
-    with work.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work)
+    """A scratch directory, the month's other exports waiting."""
+    folder = _month_dir(settings, month)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder), scratch(settings) as work:
+        yield work
 
 
 def _count_users(db: duckdb.DuckDBPyConnection, month: date, user_id: UUID | None) -> int:
@@ -270,6 +262,11 @@ def _move(staged: Path, target: Path) -> None:
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         staged.replace(target)
+
+
+def _written_since(manifest: Path, file: Path) -> bool:
+    """Whether the manifest may not be about this file: a killed export left it, or it is gone."""
+    return not file.exists() or file.stat().st_mtime_ns > manifest.stat().st_mtime_ns
 
 
 def _remove_others(folder: Path, entries: dict[str, _Entry]) -> int:

@@ -8,9 +8,8 @@ DECIMAL(38,9) is carried along as text, and dbt says why it is invalid.
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
@@ -32,6 +31,9 @@ SCHEMA_VERSION = 2
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
 FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
+
+_MANIFEST = "manifest.json"
+_NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
 
 _EXACT = Context(prec=60)  # more digits than any sum of quantities has
 
@@ -57,7 +59,7 @@ class Manifest:
         duplicate_rows: source rows left out because another row with their id won.
         sum_quantity: exact sum of the valid quantities, as text.
         fingerprint: of the source's rows of the day when it was extracted; see `fingerprint`.
-        extracted_at: when, as ISO 8601 in UTC.
+        extracted_at: just before the source was first looked at, as ISO 8601 in UTC.
         bytes: size of the data file; another size means a damaged partition.
     """
 
@@ -119,17 +121,54 @@ def land_events(
     settings: Settings,
     days: Iterable[date],
     progress: Callable[[Manifest], None] = lambda manifest: None,
-    into: Path | None = None,
+    replacing: AbstractContextManager[None] = _NOBODY_ELSE,
 ) -> list[Manifest]:
-    """Extract whole days of `usage_events`, each read once, all from one snapshot of the source.
+    """Extract whole days of `usage_events`, then replace their partitions.
 
-    A partition is replaced by renaming a finished file over it; a reader sees the old day or the
-    new one. A kill in between leaves at most an older manifest, which the next run replaces.
+    A partition is replaced by renaming finished files over it. A day that another process landed
+    meanwhile, from a newer snapshot of the source, stays as it is.
 
     Args:
         days: local days; a day without events becomes an empty partition.
-        progress: called with the manifest of each landed day.
-        into: a directory for the days instead of landing's own.
+        progress: called with the manifest of each extracted day.
+        replacing: entered around the renames, when the source is closed already.
+
+    Returns:
+        The manifests that stand for these days now.
+
+    Raises:
+        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
+    """
+    before = landed_manifests(settings)
+    with warehouse.scratch(settings) as work:
+        landed = extract_events(settings, days, work, progress)
+        with replacing:
+            now = landed_manifests(settings)
+            for at, mine in enumerate(landed):
+                day = date.fromisoformat(mine.usage_date)
+                other = now.get(day)
+                if other and other != before.get(day) and other.extracted_at > mine.extracted_at:
+                    landed[at] = other
+                    continue
+                extracted, target = data_path(work, day), data_path(settings.events_dir, day)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                extracted.replace(target)
+                extracted.with_name(_MANIFEST).replace(target.with_name(_MANIFEST))
+    return landed
+
+
+def extract_events(
+    settings: Settings,
+    days: Iterable[date],
+    folder: Path,
+    progress: Callable[[Manifest], None] = lambda manifest: None,
+) -> list[Manifest]:
+    """Write partitions of `usage_events`, each read once, all from one snapshot of the source.
+
+    Args:
+        days: local days.
+        folder: where the partitions go.
+        progress: called with the manifest of each day, while the source is open.
 
     Raises:
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
@@ -137,34 +176,45 @@ def land_events(
     manifests = []
     with _source(settings, ("usage_events",)) as source:
         for day in days:
-            manifest = _land_day(settings, source, day, into or settings.events_dir)
-            manifests.append(manifest)
-            progress(manifest)
+            manifests.append(_extract_day(settings, source, day, folder))
+            progress(manifests[-1])
     return manifests
 
 
-def land_snapshots(settings: Settings) -> dict[str, int]:
-    """Replace the snapshots of the other source tables, all from one state; gives rows by table."""
+def land_snapshots(
+    settings: Settings, replacing: AbstractContextManager[None] = _NOBODY_ELSE
+) -> dict[str, int]:
+    """Replace the snapshots of the other source tables, all from one state.
+
+    Args:
+        replacing: entered around the renames, when the source is closed already.
+
+    Returns:
+        Rows by table.
+    """
     rows = {}
-    with _source(settings, SNAPSHOTS) as source:
-        for table in SNAPSHOTS:
-            columns = source.columns[table]
-            ids = [f"cast({c} as varchar) as {c}" for c in columns if c == "id" or c[-3:] == "_id"]
-            dates = [
-                f"cast(timezone('{settings.timezone}', {c}) as date) as {c[:-3]}_date"
-                for c in columns
-                if c.endswith("_at")
-            ]
-            remote = ", ".join(
-                "limit_quantity::numeric(38,9) as limit_quantity" if c == "limit_quantity" else c
-                for c in columns
-            )
-            others = [c for c in columns if not (c == "id" or c[-3:] == "_id")]
-            query = f"select {remote} from ({source_query(table)}) as source"
-            select = f"select {', '.join([*ids, *others, *dates])} from {source.scan(query)}"
-            rows[table] = _copy(
-                settings, source.db, f"({select})", settings.landing_dir / f"{table}.parquet"
-            )
+    with warehouse.scratch(settings) as work:
+        with _source(settings, SNAPSHOTS) as source:
+            for table in SNAPSHOTS:
+                columns = source.columns[table]
+                ids = [c for c in columns if c == "id" or c[-3:] == "_id"]
+                texts = [f"cast({c} as varchar) as {c}" for c in ids]
+                dates = [
+                    f"cast(timezone('{settings.timezone}', {c}) as date) as {c[:-3]}_date"
+                    for c in columns
+                    if c.endswith("_at")
+                ]
+                remote = ", ".join(
+                    f"{c}::numeric(38,9) as {c}" if c == "limit_quantity" else c for c in columns
+                )
+                others = [c for c in columns if c not in ids]
+                query = f"select {remote} from ({source_query(table)}) as source"
+                select = f"select {', '.join([*texts, *others, *dates])} from {source.scan(query)}"
+                rows[table] = _copy(source.db, f"({select})", work / f"{table}.parquet")
+        with replacing:
+            for table in SNAPSHOTS:
+                name = f"{table}.parquet"
+                (work / name).replace(settings.landing_dir / name)
     return rows
 
 
@@ -177,13 +227,14 @@ def land_calendar(settings: Settings) -> None:
     days = DayRange(first, last).days()
     starts = [settings.day_start(day) for day in [*days, last]]
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
-    with warehouse.connect(settings, ":memory:") as db:
+    with warehouse.scratch(settings) as work, warehouse.connect(settings, ":memory:") as db:
         db.execute(
             "create table calendar as select unnest(?::date[]) as calendar_date, "
             "unnest(?::timestamptz[]) as starts_at, unnest(?::timestamptz[]) as ends_at",
             [days, starts[:-1], starts[1:]],
         )
-        _copy(settings, db, "calendar", settings.landing_dir / "calendar.parquet")
+        _copy(db, "calendar", work / "calendar.parquet")
+        (work / "calendar.parquet").replace(settings.landing_dir / "calendar.parquet")
 
 
 def landed_manifests(settings: Settings) -> dict[date, Manifest]:
@@ -193,7 +244,7 @@ def landed_manifests(settings: Settings) -> dict[date, Manifest]:
         UsagePipelineError: a newer release landed a day.
     """
     found = {}
-    for path in sorted(settings.events_dir.glob("usage_date=*/manifest.json")):
+    for path in sorted(settings.events_dir.glob(f"usage_date=*/{_MANIFEST}")):
         try:
             manifest = _current(json.loads(path.read_text()))
             found[date.fromisoformat(manifest.usage_date)] = manifest
@@ -330,6 +381,7 @@ class _Source:
     url: str
     columns: dict[str, list[str]]
     unique_ids: bool
+    opened_at: datetime
 
     def scan(self, query: str) -> str:
         """A table function that runs the query in Postgres, casts and all."""
@@ -350,6 +402,7 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             postgres, source_query("usage_events")
         )
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
+    opened_at = datetime.now(UTC)  # before the snapshot is taken, which the first query does
     with warehouse.connect(settings, ":memory:") as db:
         warehouse.load_postgres_extension(db)
         try:
@@ -358,7 +411,7 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             db.execute("begin")
             limit = f"set local statement_timeout = ''{STATEMENT_TIMEOUT}''"
             db.execute(f"call postgres_execute('app', '{limit}')")
-            yield _Source(db, url, columns, unique)
+            yield _Source(db, url, columns, unique, opened_at)
             db.execute("commit")
         except duckdb.IOException as error:
             if "No space left" in str(error) or "write" in str(error).lower():
@@ -393,7 +446,7 @@ def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
         return "Join" not in plan and "Nested Loop" not in plan  # a join could repeat a row
 
 
-def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
+def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
     start, end = settings.day_bounds(day)
     window = f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
     events = f"({source_query('usage_events')}) as events"
@@ -426,7 +479,7 @@ def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> M
     )
     data = data_path(folder, day)
     data.parent.mkdir(parents=True, exist_ok=True)
-    _copy(settings, source.db, f"({select})", data)
+    _copy(source.db, f"({select})", data)
     # Whole parts and fractions apart: over all event types the sum may leave DECIMAL(38,9).
     rows, invalid, whole, fraction, last = source.db.execute(
         "select count(*), count(*) - count(quantity), "
@@ -448,23 +501,14 @@ def _land_day(settings: Settings, source: _Source, day: date, folder: Path) -> M
         fingerprint=(
             fingerprint(raw[0], Decimal(raw[1]), raw[2]) if raw else fingerprint(rows, total, last)
         ),
-        extracted_at=datetime.now(UTC).isoformat(),
+        extracted_at=source.opened_at.isoformat(),
         bytes=data.stat().st_size,
     )
-    temporary = settings.scratch_dir / f"manifest-{uuid.uuid4().hex}.json"
-    temporary.write_text(json.dumps(asdict(manifest), indent=1))
-    temporary.replace(data.parent / "manifest.json")
+    data.with_name(_MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
-def _copy(settings: Settings, db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> int:
-    """Write a relation to a Parquet file by rename; gives its rows."""
-    temporary = settings.scratch_dir / f"landing-{uuid.uuid4().hex}.parquet"
-    try:
-        copied = db.execute(
-            f"copy {relation} to '{temporary}' (format parquet, compression zstd)"
-        ).fetchall()
-        temporary.replace(path)
-        return int(copied[0][0])
-    finally:
-        temporary.unlink(missing_ok=True)
+def _copy(db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> int:
+    """Write a relation to a Parquet file; gives its rows."""
+    copied = db.execute(f"copy {relation} to '{path}' (format parquet, compression zstd)")
+    return int(copied.fetchall()[0][0])

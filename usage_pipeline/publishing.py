@@ -28,7 +28,7 @@ from usage_pipeline import app_db, restatements
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, connect, next_month, quoted
+from usage_pipeline.warehouse import DayRange, connect, next_month, quoted, scratch
 
 LEDGER = "usage_restatements"
 MONTHS_DIGESTED = 6
@@ -165,7 +165,7 @@ def ensure_snapshot(settings: Settings) -> None:
     if version == SCHEMA_VERSION:
         return
     settings.serving_dir.mkdir(parents=True, exist_ok=True)
-    with _work_dir(settings) as work:
+    with scratch(settings) as work:
         if path.exists():
             _clone(path, work / "migrated.duckdb")
         with connect(settings, work / "migrated.duckdb") as db:
@@ -224,7 +224,7 @@ def publish(
     ensure_snapshot(settings)
     report = PublishReport()
     snapshot_path = settings.snapshot_path
-    with _work_dir(settings) as work:
+    with scratch(settings) as work:
         with connect(settings, ":memory:") as db:
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
             db.execute(f"attach '{quoted(snapshot_path)}' as published (read_only)")
@@ -266,16 +266,6 @@ def publish(
     return report
 
 
-@contextmanager
-def _work_dir(settings: Settings) -> Iterator[Path]:
-    """An empty directory below the scratch directory; leftovers of a killed run go first."""
-    work = settings.scratch_dir / "publish"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 # --- compare -------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from usage_pipeline import landing
 from usage_pipeline.meters import Meter
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import LANDED_FILES
-from usage_pipeline.warehouse import DayRange, connect, quoted
+from usage_pipeline.warehouse import DayRange, connect, quoted, scratch
 
 EVENTS_A_BATCH = 2_000_000
 DAYS_A_BATCH = 200
@@ -85,15 +85,14 @@ def reconcile(
     Raises:
         UsagePipelineError: the source cannot be read.
     """
-    work = settings.scratch_dir / "reconcile"
-    shutil.rmtree(work, ignore_errors=True)
     batch: list[landing.Manifest] = []
     lines: list[Line] = []
 
     def compare() -> None:
         lines.extend(_compare_with_source(settings, work, models, meters, _days(batch)))
         batch.clear()
-        shutil.rmtree(work, ignore_errors=True)
+        for partition in work.iterdir():
+            shutil.rmtree(partition)
 
     def extracted(manifest: landing.Manifest) -> None:
         batch.append(manifest)
@@ -102,12 +101,10 @@ def reconcile(
         if sum(m.rows for m in batch) >= EVENTS_A_BATCH or len(batch) >= DAYS_A_BATCH:
             compare()
 
-    try:
-        landing.land_events(settings, days.days(), extracted, into=work)
+    with scratch(settings) as work:
+        landing.extract_events(settings, days.days(), work, extracted)
         if batch:
             compare()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return lines
 
 

@@ -64,14 +64,20 @@ class Rollup:
             landed += 1
             self.progress(f"landing {manifest.usage_date}", landed, len(wanted))
 
-        manifests = landing.land_events(self.settings, sorted(wanted), progress)
-        self.pending.landed()
-        return manifests
+        replacing = self._replacing(ranges_of_days(wanted))
+        return landing.land_events(self.settings, sorted(wanted), progress, replacing)
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
         landing.land_calendar(self.settings)
-        return landing.land_snapshots(self.settings)
+        return landing.land_snapshots(self.settings, self._replacing([]))
+
+    @contextmanager
+    def _replacing(self, ranges: Sequence[DayRange]) -> Iterator[None]:
+        """Landing changes under the writer's lock, so that no build sees it change."""
+        with self._writing("replacing what is landed"):
+            yield
+            self.pending.landed(ranges)
 
     def build_staging(self) -> list[NodeResult]:
         """Create the staging views."""
@@ -82,14 +88,7 @@ class Rollup:
     def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         """Build the daily models over the given days and all pending ones."""
         with self._writing("building daily models"):
-            results: list[NodeResult] = []
-            unbuilt = self.pending.begin(ranges)
-            passes = list(self._passes(unbuilt))
-            for done, days in enumerate(passes):
-                self.progress(f"building days {days}", done, len(passes))
-                results = self.transformer.run("tag:daily", days)
-            self.pending.finish(unbuilt)
-            return results
+            return self._build_days(ranges)
 
     def build_months(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         """Build the monthly models over the months of the built days.
@@ -98,6 +97,8 @@ class Rollup:
             ranges: built again and published when no built day waits for its month.
         """
         with self._writing("building monthly models"):
+            if self.pending.unbuilt():
+                self._build_days([])
             if not self.pending.built():
                 self.pending.finish(ranges)
             return self._build_months()
@@ -111,6 +112,8 @@ class Rollup:
         """Run every data test over the built days, or the newest day when none waits to be
         published, and reconcile these days; gives the worst result of each test."""
         with self._writing("auditing"):
+            if self.pending.unbuilt():
+                self._bring_up_to_date()
             return self._audit()
 
     def reconcile(
@@ -136,7 +139,7 @@ class Rollup:
     def publish(self, run_id: str) -> PublishReport:
         """Publish the built days to the snapshot, to Parquet and to Postgres.
 
-        When another run changed the warehouse since this one's audit, months, summaries and audit
+        When another run changed landing or the warehouse since this one's audit, builds and audit
         are repeated first, so that no unaudited row is ever published.
 
         Args:
@@ -149,10 +152,22 @@ class Rollup:
         with self._writing("publishing"):
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
+                self._require_audit()
             ranges = self.pending.built()
             report = publishing.publish(self.settings, ranges, run_id, self.transformer.version)
             self.pending.remove(ranges)
             return report
+
+    def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
+        results: list[NodeResult] = []
+        unbuilt = self.pending.begin(ranges)
+        passes = list(self._passes(unbuilt))
+        for done, days in enumerate(passes):
+            self.progress(f"building days {days}", done, len(passes))
+            # with the table of manifests, which may have changed since staging was built
+            results = self.transformer.run("stg_landed_days tag:daily", days)
+        self.pending.finish(unbuilt)
+        return results
 
     def _build_months(self) -> list[NodeResult]:
         results: list[NodeResult] = []
@@ -163,8 +178,12 @@ class Rollup:
         return results
 
     def _bring_up_to_date(self) -> None:
+        if self.pending.unbuilt():
+            self._build_days([])
         self._build_months()
         self.transformer.run("tag:current")
+
+    def _require_audit(self) -> None:
         failures = blocking_failures(self._audit())
         if failures:
             raise UsagePipelineError(

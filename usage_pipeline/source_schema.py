@@ -7,7 +7,6 @@ work; it is written down here, so that a check can say so. Nothing here reads a 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import scratch
 
 CHANGES_KEPT = 1000
 
@@ -81,11 +81,11 @@ def record_shape(settings: Settings, shape: Shape) -> None:
         "tables": tables,
         "changes": [asdict(change) for change in [*changes, *found][-CHANGES_KEPT:]],
     }
-    temporary = settings.scratch_dir / f"source_schema-{uuid.uuid4().hex}.json"
-    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
-    temporary.replace(settings.source_schema_path)
+    with scratch(settings) as work:
+        temporary = work / settings.source_schema_path.name
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+        temporary.replace(settings.source_schema_path)
 
 
 def recent_changes(settings: Settings, age: timedelta) -> list[SchemaChange]:

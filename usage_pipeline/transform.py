@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
-from usage_pipeline.warehouse import DayRange, PendingDays
+from usage_pipeline.warehouse import DayRange, PendingDays, scratch
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -91,8 +91,12 @@ class Transformer:
         stamp = self.settings.dbt_target_dir / "parsed_version"
         current = self._stamp()
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
-            self._parse()
-            stamp.write_text(current)
+            # By rename: a kill must not leave half a manifest, nor another process read it.
+            with scratch(self.settings) as work:
+                self._loaded_manifest().write(str(work / path.name))
+                (work / stamp.name).write_text(current)
+                (work / path.name).replace(path)
+                (work / stamp.name).replace(stamp)
         return path
 
     def run(self, selection: str, days: DayRange | None = None) -> list[NodeResult]:
@@ -129,7 +133,7 @@ class Transformer:
                 return cast("dict[str, str]", kept["models"])
         # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
         selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
-        arguments = ["compile", "--select", *selected, "--no-populate-cache", "--no-write-json"]
+        arguments = ["compile", "--select", *selected, "--no-populate-cache"]
         nodes = {result.node.unique_id: result.node for result in self._dbt(arguments).results}
         wanted = ["model.usage_pipeline.usage_daily"]
         for unique_id in wanted:  # grows while its parents are found
@@ -152,7 +156,7 @@ class Transformer:
         self._dbt(["parse"])
 
     def _invoke(self, command: str, *options: str, days: DayRange | None) -> list[NodeResult]:
-        arguments = [command, *options, "--no-write-json"]
+        arguments = [command, *options]
         if days:
             arguments += ["--event-time-start", days.start.isoformat()]
             arguments += ["--event-time-end", days.end.isoformat()]
@@ -180,6 +184,7 @@ class Transformer:
                 "--log-level-file",
                 "none",
                 "--no-version-check",
+                "--no-write-json",
                 *arguments,
                 "--project-dir",
                 str(DBT_PROJECT_DIR),
@@ -216,10 +221,8 @@ class Transformer:
         """profiles.yml and sources.yml take their paths from the environment."""
         settings = self.settings
         settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
-        settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         os.environ.update(
             USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
-            USAGE_DBT_SCRATCH=str(settings.scratch_dir / "duckdb"),
             USAGE_DBT_LANDING=str(settings.landing_dir),
             USAGE_DBT_SNAPSHOT=str(settings.snapshot_path),
         )

@@ -1,9 +1,9 @@
 """Where the DuckDB files are, how they are opened, who may write, and which days are pending.
 
-The warehouse can be thrown away: it is rebuilt from landing. So a day is *pending* from before
-its models are built until it is published, and a new warehouse starts with every landed day
-pending. A run always covers the pending days as well as its own; that is how a killed, failed
-or lost run is repaired by the next one.
+The warehouse can be thrown away: it is rebuilt from landing. So a day is *pending* from when it
+is landed until it is published, and a new warehouse starts with every landed day pending. A run
+always covers the pending days, and the extractions that others left undone, as well as its own;
+that is how a killed, failed or lost run is repaired by the next one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import fcntl
 import json
 import os
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from importlib.resources import files
@@ -69,22 +71,52 @@ def ranges_of_days(days: Iterable[date]) -> list[DayRange]:
     return merge_ranges(DayRange(day, day + timedelta(days=1)) for day in days)
 
 
+@contextmanager
+def scratch(settings: Settings) -> Iterator[Path]:
+    """A new directory for temporary files, removed when the block ends.
+
+    It is locked as long as its process lives. So what killed processes left behind can be told
+    from what others are using, and is removed first.
+    """
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    with locked(settings.scratch_dir):  # nobody finds the new directory before it is locked
+        for left in settings.scratch_dir.iterdir():
+            with suppress(BlockingIOError, FileNotFoundError), locked(left, fcntl.LOCK_NB):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        work = Path(tempfile.mkdtemp(dir=settings.scratch_dir))
+        lock = os.open(work, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def locked(path: Path, how: int = 0) -> Iterator[None]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def connect(
     settings: Settings, path: Path | str, *, read_only: bool = False
-) -> duckdb.DuckDBPyConnection:
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC."""
-    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    db = duckdb.connect(
-        str(path),
-        read_only=read_only,
-        config={
+    with scratch(settings) as spilled:
+        config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY_LIMIT,
-            "temp_directory": str(settings.scratch_dir / "duckdb"),
+            "temp_directory": str(spilled),
             "preserve_insertion_order": False,
-        },
-    )
-    db.execute("set TimeZone = 'UTC'")
-    return db
+        }
+        with duckdb.connect(str(path), read_only=read_only, config=config) as db:
+            db.execute("set TimeZone = 'UTC'")
+            yield db
 
 
 def quoted(path: Path) -> str:
@@ -127,6 +159,8 @@ def exclusive(
         lock.truncate(0)
         lock.write(f"process {os.getpid()} ({purpose})")
         lock.flush()
+        # What a killed writer spilled: dbt has DuckDB's default place for it.
+        shutil.rmtree(f"{settings.warehouse_path}.tmp", ignore_errors=True)
         try:
             yield
         finally:
@@ -176,7 +210,8 @@ class PendingDays:
     """The days whose warehouse rows are not published yet, in `warehouse.json`.
 
     A day is `pending` while its rows are missing or may be half built, then `built`, and gone from
-    here once published. Only built days are audited and published, so that another run's
+    here once published. The rows of built days agree with what is landed: when that changes, they
+    are pending again. Only built days are audited and published, so that another run's
     extraction, which goes on meanwhile, cannot get in between.
 
     Args:
@@ -197,14 +232,19 @@ class PendingDays:
     def ranges(self) -> list[DayRange]:
         """All days that are not published, as disjoint ranges, oldest first."""
         state = self._read()
-        return merge_ranges([*state.pending, *state.built])
+        wanted = [extraction.days for extraction in state.extracting]
+        return merge_ranges([*wanted, *state.pending, *state.built])
+
+    def unbuilt(self) -> list[DayRange]:
+        """Landed days whose rows are missing or may be half built."""
+        return self._read().pending
 
     def built(self) -> list[DayRange]:
         """Days whose rows are complete and wait to be audited and published."""
         return self._read().built
 
     def revision(self) -> int:
-        """Grows with every build; equal revisions mean equal rows."""
+        """Grows with every landing and build; equal revisions mean equal rows."""
         return self._read().revision
 
     def add(self, days: set[date]) -> set[date]:
@@ -217,15 +257,17 @@ class PendingDays:
             abandoned = [e for e in state.extracting if e.by == this_process() or not lives(e.by)]
             days = days | {day for extraction in abandoned for day in extraction.days.days()}
             state.extracting = [e for e in state.extracting if e not in abandoned]
-            ranges = ranges_of_days(days)
-            state.extracting += [Extraction(r, this_process()) for r in ranges]
-            state.pending = merge_ranges([*state.pending, *ranges])
+            state.extracting += [Extraction(r, this_process()) for r in ranges_of_days(days)]
         return days
 
-    def landed(self) -> None:
-        """The days that this process asked for are extracted."""
+    def landed(self, ranges: Iterable[DayRange]) -> None:
+        """Landing was replaced: days that this process asked for, or snapshots of other tables."""
         with self._changing() as state:
-            state.extracting = [e for e in state.extracting if e.by != this_process()]
+            if ranges:
+                state.extracting = [e for e in state.extracting if e.by != this_process()]
+            state.pending = merge_ranges([*state.pending, *state.built, *ranges])
+            state.built = []
+            state.revision += 1
 
     def begin(self, ranges: Iterable[DayRange]) -> list[DayRange]:
         """A build begins; gives what it has to cover: the given days and all unpublished ones."""

@@ -30,7 +30,6 @@ def dbt(settings: Settings) -> Dbt:
     environment = {
         **os.environ,
         "USAGE_DBT_WAREHOUSE": str(settings.warehouse_path),
-        "USAGE_DBT_SCRATCH": str(settings.scratch_dir),
         "USAGE_DBT_LANDING": str(settings.landing_dir),
         "USAGE_DBT_SNAPSHOT": str(settings.snapshot_path),
     }

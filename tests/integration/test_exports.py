@@ -82,7 +82,7 @@ def test_each_user_gets_a_sorted_file_of_exact_numbers(settings: Settings) -> No
         settings.exports_dir / "2025-04/manifest.csv", users=2, written=2, removed=0, rows=5
     )
     assert done == [(1, 2), (2, 2)]
-    assert list(settings.scratch_dir.glob("export-*/")) == []
+    assert list(settings.scratch_dir.iterdir()) == []
 
 
 def test_cells_that_a_spreadsheet_would_execute_are_neutralised(settings: Settings) -> None:
@@ -118,6 +118,19 @@ def test_a_second_export_writes_only_what_changed(settings: Settings) -> None:
         f"{BOB}.csv",
         "manifest.csv",
     }
+
+
+def test_a_file_that_a_killed_export_left_is_not_taken_for_the_one_in_the_manifest(
+    settings: Settings,
+) -> None:
+    """It had written other numbers, and since then they are the former ones again."""
+    export_month(settings, APRIL)
+    expected = file_of(settings, ADA).read_bytes()
+    file_of(settings, ADA).write_bytes(b"numbers of the killed export")
+
+    assert export_month(settings, APRIL).written == 1
+    assert file_of(settings, ADA).read_bytes() == expected
+    assert export_month(settings, APRIL).written == 0
 
 
 def test_a_lost_file_is_written_again(settings: Settings) -> None:

@@ -104,17 +104,22 @@ class TestPendingDays:
         assert pending.ranges() == []
         pending.add(set(MIDWEEK.days()))
         assert self.pending(settings).ranges() == [MIDWEEK]  # another process
+        assert pending.begin([]) == []  # they are not there yet
+        pending.landed([MIDWEEK])
         pending.finish(pending.begin([]))
         pending.remove([days("2024-01-03", "2024-01-04")])
         assert pending.ranges() == [days("2024-01-04", "2024-01-05")]
 
-    def test_every_build_is_a_new_revision_and_an_extraction_is_none(
+    def test_every_landing_and_build_is_a_new_revision_and_an_extraction_is_none(
         self, settings: Settings
     ) -> None:
         pending = self.published(settings)
         revision = pending.revision()
         pending.add(set(MONDAY.days()))
         assert pending.revision() == revision
+        pending.landed([MONDAY])
+        assert pending.revision() > revision
+        revision = pending.revision()
         pending.begin([])
         assert pending.revision() > revision
         assert pending.revision() == self.pending(settings).revision()
@@ -128,6 +133,15 @@ class TestPendingDays:
         assert pending.built() == [MONDAY]
         pending.remove([MONDAY])
         assert pending.built() == []
+        assert pending.ranges() == [MONDAY, MIDWEEK]
+
+    def test_built_days_are_pending_again_when_landing_changes(self, settings: Settings) -> None:
+        """Even when it is about other days: what was built may be compared with it."""
+        pending = self.published(settings)
+        pending.finish(pending.begin([MONDAY]))
+        pending.add(set(MIDWEEK.days()))
+        self.pending(settings).landed([])  # another process, snapshots of other tables
+        assert (pending.built(), pending.unbuilt()) == ([], [MONDAY])
         assert pending.ranges() == [MONDAY, MIDWEEK]
 
     def test_a_build_covers_what_an_earlier_one_left_unpublished(self, settings: Settings) -> None:
@@ -164,7 +178,7 @@ class TestPendingDays:
         pending = self.published(settings)
         pending.add(set(MIDWEEK.days()))  # and then it fails
         assert pending.add(set(MONDAY.days())) == {*MONDAY.days(), *MIDWEEK.days()}
-        pending.landed()
+        pending.landed([MONDAY, MIDWEEK])
         assert pending.add(set(MONDAY.days())) == set(MONDAY.days())
 
     def test_days_that_a_living_process_extracts_are_left_to_it(self, settings: Settings) -> None:
