@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint lock clean
+.PHONY: help demo up test faults check lint lock clean
 
 help: ## Show this help.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ up: $(VENV)/.installed ## Dagster at http://127.0.0.1:3000 with schedules and se
 
 test: $(VENV)/.installed ## All tests, against real Postgres, dbt, DuckDB and Dagster.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: $(VENV)/.installed ## Kill a rollup at every named point and 200 random times (takes 20 minutes or more).
+	$(BIN)/python -m pytest -n 2 tests/faults --kills 200
 
 lint: $(VENV)/.installed ## Linters, types, import contract.
 	$(BIN)/ruff check .

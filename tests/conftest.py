@@ -22,6 +22,10 @@ SettingsFactory = Callable[..., Settings]
 DatabaseFactory = Callable[..., AppDatabase]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=0, help="how often to kill a rollup (faults)")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
     """No setting of the developer's shell reaches a test."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
@@ -411,15 +411,15 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             db.execute("begin")
             limit = f"set local statement_timeout = ''{STATEMENT_TIMEOUT}''"
             db.execute(f"call postgres_execute('app', '{limit}')")
-            yield _Source(db, url, columns, unique, opened_at)
-            db.execute("commit")
-        except duckdb.IOException as error:
-            if "No space left" in str(error) or "write" in str(error).lower():
-                raise UsagePipelineError(
-                    f"The disk below {settings.home} is full", "Free space and run again"
-                ) from None
-            raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
+            try:
+                yield _Source(db, url, columns, unique, opened_at)
+            finally:
+                # Not left to closing, which ends the process when the connection is lost.
+                with suppress(duckdb.Error):
+                    db.execute("rollback")
         except duckdb.Error as error:
+            if warehouse.disk_is_full(error):
+                raise
             raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
 
 

@@ -8,6 +8,7 @@ that is how a killed, failed or lost run is repaired by the next one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -77,20 +78,44 @@ def scratch(settings: Settings) -> Iterator[Path]:
 
     It is locked as long as its process lives. So what killed processes left behind can be told
     from what others are using, and is removed first.
+
+    Raises:
+        UsagePipelineError: the block, or what made the directory, met a full disk.
     """
-    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    with locked(settings.scratch_dir):  # nobody finds the new directory before it is locked
-        for left in settings.scratch_dir.iterdir():
-            with suppress(BlockingIOError, FileNotFoundError), locked(left, fcntl.LOCK_NB):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        work = Path(tempfile.mkdtemp(dir=settings.scratch_dir))
-        lock = os.open(work, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _room_on_disk(settings.home):
+        settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+        with locked(settings.scratch_dir):  # nobody finds the new directory before it is locked
+            for left in settings.scratch_dir.iterdir():
+                with suppress(BlockingIOError, FileNotFoundError), locked(left, fcntl.LOCK_NB):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            work = Path(tempfile.mkdtemp(dir=settings.scratch_dir))
+            lock = os.open(work, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            os.close(lock)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether this failure, of Python or of DuckDB, comes from a full disk, quota or file limit."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(os.strerror(number) in str(error) for number in full)
+
+
+@contextmanager
+def _room_on_disk(folder: Path) -> Iterator[None]:
     try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
+        yield
+    except (OSError, duckdb.IOException) as error:
+        if not disk_is_full(error):
+            raise
+        raise UsagePipelineError(
+            f"The disk of {folder} is full", "Free space and run again"
+        ) from error
 
 
 @contextmanager
@@ -312,7 +337,8 @@ class PendingDays:
     def _changing(self) -> Iterator[_State]:
         """The state, written back when the block ends. It has a lock of its own, because one run
         extracts while another builds."""
-        with self._path.with_suffix(".lock").open("w") as lock:
+        lock_path = self._path.with_suffix(".lock")
+        with _room_on_disk(self._path.parent), lock_path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self._read()
             if state.revision == 0:

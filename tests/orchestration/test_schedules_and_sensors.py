@@ -13,6 +13,7 @@ import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from usage_pipeline.definitions import build_defs
+from usage_pipeline.landing import land_events
 from usage_pipeline.orchestration.assets import USAGE_DAILY
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import (
@@ -20,8 +21,10 @@ from usage_pipeline.orchestration.partitions import (
     RANGE_START_TAG,
     day_range_tags,
     days_of_run,
+    month_range_tags,
 )
 from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG
+from usage_pipeline.warehouse import DayRange
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,31 @@ def test_a_tick_before_the_first_partition_is_skipped(make_defs: Any) -> None:
     schedule = make_defs("UTC").resolve_schedule_def("nightly_rollup")
     skipped = requested(schedule, datetime(2024, 1, 1, 1, tzinfo=UTC))
     assert isinstance(skipped, dg.SkipReason)
+
+
+@pytest.mark.parametrize(
+    ("landed", "first", "last"),
+    [
+        (["2024-06-08"], "2024-06-09", "2024-06-11"),  # two nights were missed
+        (["2024-06-01", "2024-06-10", "2024-06-11", "2024-06-12"], "2024-06-11", "2024-06-11"),
+        (["2024-01-05"], "2024-06-07", "2024-06-11"),  # no further than the look-back window
+    ],
+)
+def test_a_night_brings_in_those_that_a_stopped_daemon_missed(
+    landed: list[str], first: str, last: str, make_settings: Any, new_database: Any
+) -> None:
+    settings = make_settings(USAGE_LOOKBACK_DAYS=4, USAGE_APP_DATABASE_URL=new_database().url)
+    land_events(settings, [date.fromisoformat(day) for day in landed])
+    schedule = build_defs(settings).resolve_schedule_def("nightly_rollup")
+    request = requested(schedule, datetime(2024, 6, 12, 1, tzinfo=UTC))
+    asked = days_of_run(
+        request.tags
+        if request.partition_key is None
+        else {"dagster/partition": request.partition_key}
+    )
+    assert asked == DayRange(
+        date.fromisoformat(first), date.fromisoformat(last) + timedelta(days=1)
+    )
 
 
 def test_schedules_and_sensors_are_on_by_default(make_defs: Any) -> None:
@@ -192,32 +220,45 @@ def test_months_do_not_follow(
 
 
 @pytest.mark.parametrize(
-    ("job", "days_end", "month"),
+    ("job", "first", "days_end", "months"),
     [
-        (MONTHLY, "2024-03-01", "2024-02-01"),
-        (MONTHLY, "2025-01-01", "2024-12-01"),
-        (MONTHLY, "2024-03-02", None),
-        (MONTHLY, "2024-02-29", None),
-        (MONTHLY, None, None),
-        (NIGHTLY, "2024-03-01", None),
+        (MONTHLY, "2024-02-29", "2024-03-01", ["2024-02-01"]),
+        (MONTHLY, "2024-12-31", "2025-01-01", ["2024-12-01"]),
+        (MONTHLY, "2024-01-31", "2024-03-02", ["2024-01-01", "2024-02-01"]),  # missed nights
+        (MONTHLY, "2024-03-01", "2024-03-02", []),
+        (MONTHLY, "2024-02-28", "2024-02-29", []),
+        (MONTHLY, "2024-02-29", None, []),
+        (NIGHTLY, "2024-02-29", "2024-03-01", []),
     ],
 )
 def test_exports_follow_when_the_last_day_of_a_month_is_in(
-    job: str, days_end: str | None, month: str | None, make_defs: Any, success: Any
+    job: str,
+    first: str,
+    days_end: str | None,
+    months: list[str],
+    *,
+    make_settings: Any,
+    success: Any,
 ) -> None:
-    first, last = "2024-02-01", days_end or "2024-02-01"
-    tags = {RANGE_START_TAG: first, RANGE_END_TAG: f"{last[:7]}-01"}
+    end = date.fromisoformat(days_end or "2024-03-01")
+    tags = month_range_tags(DayRange(date.fromisoformat(first), end))
     if days_end:
         tags[DAYS_END_TAG] = days_end
-        if days_end.endswith("-01"):  # the exclusive end lies in the month after the last one
-            closed = date.fromisoformat(days_end) - timedelta(days=1)
-            tags[RANGE_END_TAG] = closed.replace(day=1).isoformat()
-    answer = follow(make_defs("UTC"), "month_closed", success, job, tags)
-    if month is None:
-        assert isinstance(answer, dg.SkipReason)
-    else:
-        assert isinstance(answer, dg.RunRequest)
-        assert answer.partition_key == month
+    assert exports_that_follow(make_settings(), success, job, tags) == months
+
+
+def exports_that_follow(
+    settings: Any, success: Any, job: str, tags: dict[str, str]
+) -> list[str | None]:
+    """The months that `month_closed` wants exported after a successful run."""
+    instance, event = success
+    run = dg.DagsterRun(job_name=job, run_id=str(uuid4()), tags=tags)
+    context = dg.build_run_status_sensor_context(
+        sensor_name="month_closed", dagster_event=event, dagster_instance=instance, dagster_run=run
+    )
+    sensor = build_defs(settings).resolve_sensor_def("month_closed")
+    answers: Any = sensor(context)  # type: ignore[call-overload]
+    return [a.partition_key for a in answers if isinstance(a, dg.RunRequest)]
 
 
 def test_tags_of_a_range_of_days_are_read_back() -> None:
@@ -235,18 +276,9 @@ def test_exported_months_are_refreshed_when_their_days_are_published_again(
     for month in ("2024-01", "2024-03"):
         (settings.exports_dir / month).mkdir(parents=True)
         (settings.exports_dir / month / "manifest.csv").touch()
-    instance, event = success
-    run = dg.DagsterRun(
-        job_name=MONTHLY,
-        run_id=str(uuid4()),
-        tags={
-            RANGE_START_TAG: "2024-01-01",
-            RANGE_END_TAG: "2024-02-01",
-            DAYS_END_TAG: "2024-02-11",
-        },
-    )
-    context = dg.build_run_status_sensor_context(
-        sensor_name="month_closed", dagster_event=event, dagster_instance=instance, dagster_run=run
-    )
-    sensor = build_defs(settings).resolve_sensor_def("month_closed")
-    assert [a.partition_key for a in sensor(context)] == ["2024-01-01"]  # type: ignore[call-overload]
+    tags = {
+        RANGE_START_TAG: "2024-01-01",
+        RANGE_END_TAG: "2024-02-01",
+        DAYS_END_TAG: "2024-01-11",
+    }
+    assert exports_that_follow(settings, success, MONTHLY, tags) == ["2024-01-01"]

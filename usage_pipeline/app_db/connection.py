@@ -84,6 +84,11 @@ _DIAGNOSES: tuple[tuple[str, str, str], ...] = (
         "{place} cannot be reached: {text}",
         "Start it, or correct {variable}",
     ),
+    (
+        r"closed the connection unexpectedly|terminating connection|connection .*(lost|closed)",
+        "The connection to {place} was lost",
+        "Run again when the server is up",
+    ),
     (r"", "{place} failed: {text}", "Correct the cause and run again"),
 )
 

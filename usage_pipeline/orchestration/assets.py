@@ -1,6 +1,5 @@
 """Assets: thin. Each calls a step of the rollup and returns its figures as metadata."""
 
-import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,11 +51,6 @@ def one_line_failures() -> Iterator[None]:
         yield
     except UsagePipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        full = UsagePipelineError(f"The disk is full ({error})", "Free space and run again")
-        raise dg.Failure(description=str(full), allow_retries=False) from None
 
 
 def _external_assets() -> list[dg.AssetSpec]:

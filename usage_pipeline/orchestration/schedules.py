@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import dagster as dg
 
+from usage_pipeline import landing
 from usage_pipeline.orchestration.jobs import NIGHTLY
-from usage_pipeline.orchestration.partitions import Partitions
+from usage_pipeline.orchestration.partitions import Partitions, day_range_tags
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import DayRange
 
 
 def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.ScheduleDefinition]:
@@ -19,8 +21,9 @@ def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.Sched
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=(
-            "Rolls up the day just ended at 01:00 in USAGE_TIMEZONE. Its months and the publishing "
-            "follow by the sensor months_follow_days; on the 1st, month_closed exports the month."
+            "Rolls up the day just ended at 01:00 in USAGE_TIMEZONE, and with it the nights that "
+            "were missed before, at most USAGE_LOOKBACK_DAYS. Months and publishing follow by the "
+            "sensor months_follow_days; on the 1st, month_closed exports the month."
         ),
     )
     def nightly_rollup(
@@ -30,6 +33,13 @@ def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.Sched
         day = ticked.date() - timedelta(days=1)
         if day < settings.start_date:
             return dg.SkipReason(f"{day} is before USAGE_START_DATE {settings.start_date}")
-        return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
+        earlier = [landed for landed in landing.landed_manifests(settings) if landed < day]
+        # One range up to the newest landed day: with a gap further back, a backfill was meant.
+        missed = (day - max(earlier)).days - 1 if earlier else 0
+        first = day - timedelta(days=min(missed, settings.lookback_days))
+        if first == day:
+            return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
+        days = DayRange(first, day + timedelta(days=1))
+        return dg.RunRequest(run_key=str(days), tags=day_range_tags(days))
 
     return [nightly_rollup]

@@ -66,8 +66,8 @@ def build_sensors(
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
         description=(
-            "When the last day of a month is published, writes the month's CSV exports; when days "
-            "of a month that was exported before are published again, refreshes them."
+            "When the last day of a month is published, writes the month's CSV exports; when other "
+            "days of a month that was exported before are published again, refreshes them."
         ),
     )
     def month_closed(
@@ -83,7 +83,7 @@ def build_sensors(
         due = [
             month
             for month in sorted(months)
-            if next_month(month).isoformat() == days_end or exports.is_exported(settings, month)
+            if next_month(month).isoformat() <= days_end or exports.is_exported(settings, month)
         ]
         if not due:
             yield dg.SkipReason(f"run {run.run_id} closed no month and changed no exported one")

@@ -1,0 +1,33 @@
+"""The house that faults happen in, published once a session and put back by each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.house import HISTORY, House, fill
+from support import AppDatabase
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> Iterator[None]:
+    """Started where it can import what it is to preload."""
+    tests = str(Path(__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", tests, prepend=os.pathsep)
+        forkserver.ensure_running()
+    yield
+
+
+@pytest.fixture(scope="session")
+def house(_fork_server: None, postgres_server: Any, new_database: Any, make_settings: Any) -> House:
+    database: AppDatabase = new_database()
+    fill(database)
+    made = House(postgres_server, database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    made.run(HISTORY)
+    made.keep()
+    return made
