@@ -23,7 +23,7 @@ DatabaseFactory = Callable[..., AppDatabase]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=0, help="how often to kill a rollup (faults)")
+    parser.addoption("--thorough", action="store_true", help="many more faults and histories")
 
 
 @pytest.fixture(scope="session", autouse=True)

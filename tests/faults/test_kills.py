@@ -30,7 +30,7 @@ QUICK_POINTS = (
     "between two Parquet files",
     "between two exports",
 )
-QUICK_KILLS = 3
+KILLS_AT_RANDOM, QUICK_KILLS = 200, 3
 
 # What the killed run has to bring in: a late event, an invalid one, a lost user, corrections,
 # events that move to the next day, a new user and the end of a subscription.
@@ -130,11 +130,11 @@ def assert_repaired(house: House, undisturbed: Undisturbed, name: str) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    kills = metafunc.config.getoption("kills")
+    thorough = metafunc.config.getoption("thorough")
     if "point" in metafunc.fixturenames:
-        metafunc.parametrize("point", [*KILLS, *LOSSES] if kills else [*QUICK_POINTS, *LOSSES])
+        metafunc.parametrize("point", [*KILLS, *LOSSES] if thorough else [*QUICK_POINTS, *LOSSES])
     if "seed" in metafunc.fixturenames:
-        metafunc.parametrize("seed", range(kills or QUICK_KILLS))
+        metafunc.parametrize("seed", range(KILLS_AT_RANDOM if thorough else QUICK_KILLS))
 
 
 def test_a_fault_at_a_point(house: House, undisturbed: Undisturbed, point: str) -> None:
