@@ -172,6 +172,7 @@ class Transformer:
         ]
 
     def _dbt(self, arguments: list[str]) -> Any:
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
         self._set_environment()
@@ -196,6 +197,9 @@ class Transformer:
                 json.dumps(self.dbt_vars()),
             ]
         )
+        # Open from the first to the last node, not once for each; closed, because only one process
+        # can have it open.
+        DuckDBConnectionManager.close_all_connections()
         if outcome.exception:
             raise UsagePipelineError(
                 f"dbt {arguments[0]} failed: {_first_line(str(outcome.exception))}",
