@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from usage_pipeline.orchestration import assets, checks, jobs, schedules, sensors
+from usage_pipeline.orchestration import assets, checks, jobs, maintenance, schedules, sensors
 from usage_pipeline.orchestration.partitions import Partitions
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings, load_settings
@@ -32,7 +32,7 @@ def build_defs(
     return dg.Definitions(
         assets=assets.build_assets(rollup, partitions),
         asset_checks=checks.build_checks(rollup),
-        jobs=job_list,
+        jobs=[*job_list, maintenance.build_maintenance()],
         schedules=schedules.build_schedules(settings, partitions),
         sensors=sensors.build_sensors(settings, job_list),
         resources={"rollup": rollup, **(overrides or {})},

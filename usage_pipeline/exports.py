@@ -126,7 +126,7 @@ def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
     first = month.replace(day=1)
     landed = [
         str(path)
-        for day in DayRange(first, next_month(first)).days()
+        for day in DayRange(max(first, settings.start_date), next_month(first)).days()
         for path in settings.events_dir.glob(f"usage_date={day}/part-*.parquet")
     ]
     target = _month_dir(settings, month) / f"{str(user_id)[:2]}/{user_id}.events.csv"

@@ -238,17 +238,17 @@ def land_calendar(settings: Settings) -> None:
 
 
 def landed_manifests(settings: Settings) -> dict[date, Manifest]:
-    """The manifests of all landed days, unreadable ones left out.
+    """The manifests of the landed days that count, unreadable ones left out.
 
     Raises:
         UsagePipelineError: a newer release landed a day.
     """
     found = {}
-    for path in sorted(settings.events_dir.glob(f"usage_date=*/{_MANIFEST}")):
+    for day in _landed_days(settings):
+        path = data_path(settings.events_dir, day).with_name(_MANIFEST)
         try:
-            manifest = _current(json.loads(path.read_text()))
-            found[date.fromisoformat(manifest.usage_date)] = manifest
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            found[day] = _current(json.loads(path.read_text()))
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
             continue
     return found
 
@@ -358,8 +358,7 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
     """
     manifests = landed_manifests(settings)
     days = []
-    for partition in sorted(settings.events_dir.glob("usage_date=*")):
-        day = date.fromisoformat(partition.name.removeprefix("usage_date="))
+    for day in _landed_days(settings):
         manifest = manifests.get(day)
         data = data_path(settings.events_dir, day)
         if (
@@ -371,6 +370,13 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
         ):
             days.append(day)
     return days
+
+
+def _landed_days(settings: Settings) -> list[date]:
+    """From `USAGE_START_DATE` on; what was landed before it enters no table."""
+    names = (path.name for path in settings.events_dir.glob("usage_date=*"))
+    days = sorted(date.fromisoformat(name.removeprefix("usage_date=")) for name in names)
+    return [day for day in days if day >= settings.start_date]
 
 
 @dataclass

@@ -401,8 +401,12 @@ def _count(db: duckdb.DuckDBPyConnection, relation: str) -> int:
 
 
 def _window(table: ServedTable, ranges: Sequence[DayRange], settings: Settings) -> str:
-    """The predicate for the rows of these days and of the months that hold them."""
-    return " or ".join(f"({_in_range(table, r, settings)})" for r in ranges) or "false"
+    """The predicate for the rows of these days and of the months that hold them.
+
+    With it go the days before `USAGE_START_DATE`: when that moved on, they are published still.
+    """
+    before = DayRange(date(1900, 1, 1), settings.start_date)
+    return " or ".join(f"({_in_range(table, r, settings)})" for r in [before, *ranges])
 
 
 def _in_range(table: ServedTable, days: DayRange, settings: Settings) -> str:

@@ -32,8 +32,9 @@ def record_restatements(
         built_with: version of models and meters of the warehouse.
         recut: whether the days are those of another time zone than before.
 
-    The cause: recut days, and the same landed events with another number, are a `rebuild`; of a
-    day that was landed again, more events are `late_events`, anything else is a `correction`.
+    The cause: recut days, days before a later `USAGE_START_DATE`, and the same landed events with
+    another number, are a `rebuild`; of a day that was landed again, more events are `late_events`,
+    anything else is a `correction`.
 
     Returns:
         Rows in `target`.
@@ -54,7 +55,8 @@ def record_restatements(
         ),
         landed as (
             select before.usage_date,
-                   before.extracted_at = now.extracted_at
+                   now.usage_date is null
+                   or before.extracted_at = now.extracted_at
                    or (before.built_with <> $built_with
                        and before.landed_events = now.landed_events
                        and before.sum_quantity is not distinct from now.sum_quantity

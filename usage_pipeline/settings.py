@@ -26,6 +26,8 @@ _ACCEPTED = {
     "usage_start_date": "a date as YYYY-MM-DD",
     "usage_land_event_data": "true or false",
     "usage_lookback_days": "a number of days from 1 to 3650",
+    "usage_landing_retention_days": "a number of days from 1 to 36500; unset keeps every day",
+    "usage_run_retention_days": "a number of days from 1 to 36500",
     "usage_home": "a directory path",
     "usage_meters_file": "the path of a YAML file",
 }
@@ -63,6 +65,12 @@ class Settings(BaseSettings):
     )
     land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
     lookback_days: int = Field(35, validation_alias="USAGE_LOOKBACK_DAYS", ge=1, le=3650)
+    landing_retention_days: int | None = Field(
+        None, validation_alias="USAGE_LANDING_RETENTION_DAYS", ge=1, le=36_500
+    )
+    run_retention_days: int = Field(
+        90, validation_alias="USAGE_RUN_RETENTION_DAYS", ge=1, le=36_500
+    )
     dagster_pg_url: SecretStr | None = Field(None, validation_alias="DAGSTER_PG_URL")
 
     failure_webhook_url: SecretStr | None = Field(

@@ -128,6 +128,12 @@ def test_schedules_and_sensors_are_on_by_default(make_defs: Any) -> None:
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     assert schedule.cron_schedule == "0 1 * * *"
     assert schedule.execution_timezone == "America/New_York"
+    weekly = defs.resolve_schedule_def("maintenance")
+    assert weekly.default_status == dg.DefaultScheduleStatus.RUNNING
+    assert [tick.isoformat() for tick in ticks(weekly, "2024-03-01", 2)] == [
+        "2024-03-03T12:00:00-05:00",  # Sundays
+        "2024-03-10T12:00:00-04:00",
+    ]
     for name in ("late_events", "months_follow_days", "month_closed", "run_failed"):
         sensor = defs.resolve_sensor_def(name)
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING

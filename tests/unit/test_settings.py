@@ -29,6 +29,7 @@ def utc(text: str) -> datetime:
         ("USAGE_START_DATE", "01.02.2024", "YYYY-MM-DD"),
         ("USAGE_START_DATE", "2024-02-30", "YYYY-MM-DD"),
         ("USAGE_LAND_EVENT_DATA", "perhaps", "true or false"),
+        ("USAGE_LANDING_RETENTION_DAYS", "0", "unset keeps every day"),
         ("USAGE_PUBLISH_SCHEMA", 'usage"; drop schema x', "lower-case SQL identifier"),
         ("USAGE_PUBLISH_SCHEMA", "Usage", "lower-case SQL identifier"),
     ],

@@ -6,13 +6,14 @@ import dagster as dg
 
 from usage_pipeline import landing
 from usage_pipeline.orchestration.jobs import NIGHTLY
+from usage_pipeline.orchestration.maintenance import MAINTENANCE
 from usage_pipeline.orchestration.partitions import Partitions, day_range_tags
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange
 
 
 def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.ScheduleDefinition]:
-    """`nightly_rollup` at 01:00 local time for the day just ended."""
+    """`nightly_rollup` at 01:00 local time for the day just ended, `maintenance` on Sundays."""
 
     @dg.schedule(
         name="nightly_rollup",
@@ -42,4 +43,12 @@ def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.Sched
         days = DayRange(first, day + timedelta(days=1))
         return dg.RunRequest(run_key=str(days), tags=day_range_tags(days))
 
-    return [nightly_rollup]
+    weekly_maintenance = dg.ScheduleDefinition(
+        name="maintenance",
+        job_name=MAINTENANCE,
+        cron_schedule="0 12 * * 0",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="On Sundays at 12:00 in USAGE_TIMEZONE, far from the nightly rollup.",
+    )
+    return [nightly_rollup, weekly_maintenance]

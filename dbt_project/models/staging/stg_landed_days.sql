@@ -11,3 +11,4 @@ select
     max_created_at as last_event_at,
     extracted_at
 from {{ source('landing', 'landed_days') }}
+where usage_date >= {{ first_day() }}

@@ -1,5 +1,6 @@
 with landed as (
     select * from {{ source('landing', 'usage_events') }}
+    where usage_date >= {{ first_day() }}
 ),
 
 judged as (
