@@ -17,23 +17,39 @@ from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
 from usage_pipeline.settings import load_settings
 
+PERSON = "7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90"
+
 
 def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
     new_database: Any, short_tmp: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source: AppDatabase = new_database()
+    source.execute("alter table usage_events alter event_type type text")
     source.insert(
         "usage_events",
         [
-            (str(UUID(int=n)), str(UUID(int=7)), None, "api_call", None, n, f"{day}T12:00Z")
-            for n, day in ((1, "2024-02-29"), (2, "2024-03-01"))
+            (
+                str(UUID(int=n)),
+                PERSON,
+                None,
+                type_,
+                '{"mail": "ada@example.com"}',
+                n,
+                f"{day}T12:00Z",
+            )
+            for n, type_, day in (
+                (1, "api_call", "2024-02-29"),
+                (2, "api_call", "2024-03-01"),
+                (3, "unheard_of", "2024-03-01"),  # shown by invalid_usage_events
+            )
         ],
     )
     home = short_tmp()
     monkeypatch.chdir(home)
     monkeypatch.setenv("USAGE_HOME", str(home / "home"))
     monkeypatch.setenv("USAGE_APP_DATABASE_URL", source.url)
-    monkeypatch.setenv("DAGSTER_PG_URL", new_database(schema=False).url)
+    storage = new_database(schema=False)
+    monkeypatch.setenv("DAGSTER_PG_URL", storage.url)
     monkeypatch.setenv("DAGSTER_HOME", "")  # set by the launch, restored here
     settings = load_settings()
     range_ = days("2024-02-28", "2024-03-02")  # its first day is empty
@@ -58,7 +74,7 @@ def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
         assert event is not None
         assert event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
-        assert metadata["dagster/row_count"].value == 2
+        assert metadata["dagster/row_count"].value == 3
         assert metadata["days"].value == 3
 
         gate = dg.AssetCheckKey(GATE_ASSET, GATE)
@@ -67,6 +83,21 @@ def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
         for name in ("snapshot", "parquet", "postgres"):
             key = dg.AssetKey(["publishing", name])
             assert instance.get_latest_materialization_event(key) is not None
+
+        # Dagster's log shows rows, but tells nobody whose they are.
+        for table in ("usage_daily", "invalid_usage_events"):
+            event = instance.get_latest_materialization_event(dg.AssetKey(["usage", table]))
+            assert event is not None
+            assert event.asset_materialization is not None
+            preview = str(event.asset_materialization.metadata["preview"].value)
+            assert f"{PERSON[:8]}…" in preview
+    for table in ("event_logs", "asset_keys", "asset_check_executions"):
+        found = storage.query(
+            f"select count(*), count(*) filter (where t::text like any (%s)) from {table} as t",
+            ([f"%{PERSON}%", "%ada@example.com%"],),
+        )
+        assert found[0][0] > 0, table
+        assert found[0][1] == 0, table
 
     assert snapshot_query(settings, "select run_id from snapshot") == [(monthly,)]
     assert snapshot_query(

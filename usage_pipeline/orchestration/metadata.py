@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from usage_pipeline.warehouse import DayRange
 PREVIEW_ROWS = 5
 _BARS = "▁▂▃▄▅▆▇█"
 _DATE_COLUMNS = ("usage_date", "metric_date", "month")
+# What the application wrote there may be about a person, and Dagster keeps its log for ever.
+_FREE_FORM_COLUMNS = ("event_data", "value_text")
+_UUID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.I)
 
 
 def sparkline(numbers: Sequence[int], width: int = 60) -> str:
@@ -44,16 +48,21 @@ def table_metadata(
             if not table.startswith("stg_") and table != "usage_aggregations":
                 rows = db.execute(f"select count(*) from {table} {where}", parameters).fetchall()
                 metadata["dagster/row_count"] = rows[0][0]
+                shown = [column for column in columns if column not in _FREE_FORM_COLUMNS]
                 preview = db.execute(
-                    f"select * from {table} {where} limit {PREVIEW_ROWS}", parameters
+                    f"select {', '.join(shown)} from {table} {where} limit {PREVIEW_ROWS}",
+                    parameters,
                 ).fetchall()
-                metadata["preview"] = dg.MetadataValue.md(_markdown(columns, preview))
+                metadata["preview"] = dg.MetadataValue.md(_markdown(shown, preview))
             found[table] = metadata
     return found
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose ids are shortened, so that they identify nobody."""
+
     def line(cells: Sequence[Any]) -> str:
         return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
-    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+    table = "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+    return _UUID.sub(r"\1…", table)
