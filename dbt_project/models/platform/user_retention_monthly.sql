@@ -11,12 +11,13 @@ months as (
     where usage_date >= {{ first_day() }}
 ),
 
+-- an erased person is in no cohort: their activity cannot be told from that of others
 cohorts as (
     select
         {{ month_of('created_date') }} as cohort_month,
         count(*) as cohort_users
     from {{ ref('stg_users') }}
-    where created_date <= (select max(usage_date) from landed_days)
+    where user_id is not null and created_date <= (select max(usage_date) from landed_days)
     group by {{ month_of('created_date') }}
 ),
 
