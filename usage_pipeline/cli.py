@@ -16,10 +16,11 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from usage_pipeline import app_db, diagnosis, exports, landing
+from usage_pipeline import app_db, diagnosis, erasure, exports, landing
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings, load_settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
@@ -255,8 +256,6 @@ def reconcile(
 
     Example: `usage-pipeline reconcile --start 2026-05-01 --end 2026-06-01`
     """
-    from usage_pipeline.rollup import Rollup
-
     settings = load_settings()
     days = _days(settings, start, end)
     with _progress("reading the source", len(days.days())) as (progress, task):
@@ -318,6 +317,47 @@ def export(
             lambda done, total: progress.update(task, completed=done, total=total),
         )
     out.print(f"{report.users:,} users, {report.written:,} files written: {report.manifest.parent}")
+
+
+@app.command("erase-user")
+def erase_user(
+    user: Annotated[UUID, typer.Argument(metavar="UUID", help="The person's id.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what holds it.")] = False,
+) -> None:
+    """Remove a person from everything the pipeline holds; totals stay. There is no way back.
+
+    Example: `usage-pipeline erase-user 7f1c9d52-0000-4000-8000-000000000000 --dry-run`
+    """
+    settings = load_settings()
+    with _progress("searching") as (progress, task):
+        rollup = Rollup(settings)
+        rollup.progress = lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total
+        )
+        held = erasure.find_traces(rollup, user)
+        erasure.check_known(settings, user, held)
+        left = held if dry_run else erasure.erase(rollup, user)
+    if dry_run:
+        days = ranges_of_days(landing.days_of_user(settings, user))
+        _print_traces("Holds the id", held)
+        out.print(f"Days to build again: {', '.join(map(str, days)) or 'none'}", soft_wrap=True)
+        out.print("Nothing was changed.")
+    elif left:
+        _print_traces("Still holds the id", left)
+        raise UsagePipelineError(
+            f"{len(left)} places still hold the id",
+            "Let running work end, erase the user again, and read docs/operations.md",
+        )
+    else:
+        out.print(f"Erased. {len(held)} places held the id, no file and no table does now.")
+    out.print("The application's own tables are not searched; erasing there is its task.")
+
+
+def _print_traces(title: str, traces: list[erasure.Trace]) -> None:
+    table = Table("place", Column("rows", justify="right"), title=title)
+    for trace in traces:
+        table.add_row(trace.place, "" if trace.rows is None else f"{trace.rows:,}")
+    out.print(table)
 
 
 @app.command()

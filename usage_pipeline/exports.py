@@ -155,6 +155,18 @@ def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
     return target
 
 
+def remove_user(settings: Settings, user_id: UUID) -> None:
+    """Remove a user's totals and raw events of all months, and their lines of the manifests."""
+    for folder in sorted(settings.exports_dir.glob("????-??")):
+        month = date.fromisoformat(f"{folder.name}-01")
+        with _only_export(settings, month) as work:
+            for path in folder.glob(f"{str(user_id)[:2]}/{user_id}.*"):
+                path.unlink()
+            entries = _read_manifest(folder / "manifest.csv")
+            if entries.pop(str(user_id), None):
+                _write_manifest(folder / "manifest.csv", entries, work / "manifest.csv")
+
+
 @contextmanager
 def _open_snapshot(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     if not settings.snapshot_path.exists():

@@ -7,25 +7,28 @@ DECIMAL(38,9) is carried along as text, and dbt says why it is invalid.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import duckdb
+import pyarrow.parquet
 from psycopg2.extensions import connection as PostgresConnection
 
-from usage_pipeline import warehouse
+from usage_pipeline import erased_users, warehouse
 from usage_pipeline.app_db import app_database_url, connect, database_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.source_schema import read_shape, record_shape
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import DayRange, quoted
 
 SCHEMA_VERSION = 2
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
@@ -61,6 +64,8 @@ class Manifest:
         fingerprint: of the source's rows of the day when it was extracted; see `fingerprint`.
         extracted_at: just before the source was first looked at, as ISO 8601 in UTC.
         bytes: size of the data file; another size means a damaged partition.
+        previous_bytes: size before a person was erased from it, since a kill can come between
+            the renames of manifest and data.
     """
 
     usage_date: str
@@ -75,6 +80,11 @@ class Manifest:
     extracted_at: str
     bytes: int
     schema_version: int = SCHEMA_VERSION
+    previous_bytes: int | None = None
+
+    def fits(self, data: Path) -> bool:
+        """Whether the data file is the one that this manifest is about."""
+        return data.exists() and data.stat().st_size in (self.bytes, self.previous_bytes)
 
 
 def fingerprint(rows: int, total: Decimal, last: datetime | None) -> str:
@@ -140,7 +150,7 @@ def land_events(
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
     """
     before = landed_manifests(settings)
-    with warehouse.scratch(settings) as work:
+    with in_use(settings), warehouse.scratch(settings) as work:
         landed = extract_events(settings, days, work, progress)
         with replacing:
             now = landed_manifests(settings)
@@ -193,7 +203,7 @@ def land_snapshots(
         Rows by table.
     """
     rows = {}
-    with warehouse.scratch(settings) as work:
+    with in_use(settings), warehouse.scratch(settings) as work:
         with _source(settings, SNAPSHOTS) as source:
             for table in SNAPSHOTS:
                 columns = source.columns[table]
@@ -210,12 +220,87 @@ def land_snapshots(
                 others = [c for c in columns if c not in ids]
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {source.scan(query)}"
-                rows[table] = _copy(source.db, f"({select})", work / f"{table}.parquet")
+                path = work / f"{table}.parquet"
+                _copy(source.db, f"({select})", path)
+                _leave_out_erased(settings, table, path)
+                rows[table] = pyarrow.parquet.read_metadata(path).num_rows
         with replacing:
             for table in SNAPSHOTS:
                 name = f"{table}.parquet"
                 (work / name).replace(settings.landing_dir / name)
     return rows
+
+
+@contextmanager
+def in_use(settings: Settings, how: int = fcntl.LOCK_SH) -> Iterator[None]:
+    """Whoever lands shares landing, from the extraction on; who erases a person has it alone.
+
+    So nobody puts an extracted file in place that was made when the person was not erased yet.
+    Taken before the writer's lock, never after it.
+    """
+    settings.landing_dir.mkdir(parents=True, exist_ok=True)
+    with warehouse.locked(settings.landing_dir, how):
+        yield
+
+
+def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
+    """Landed days with an event that names a person, as its user or in its event_data.
+
+    Raises:
+        UsagePipelineError: a landed file cannot be read.
+    """
+    partitions = [str(path) for path in settings.events_dir.glob("usage_date=*/part-0.parquet")]
+    if not partitions:
+        return []
+    with warehouse.connect(settings, ":memory:") as db:
+        try:
+            rows = db.execute(
+                "select distinct cast(usage_date as date) from read_parquet($1, hive_partitioning ="
+                f" true) where {erased_users.events_that_name(user_id)} order by 1",
+                [partitions],
+            ).fetchall()
+        except duckdb.Error as error:
+            raise UsagePipelineError(
+                f"Landing cannot be read ({str(error).splitlines()[0]})",
+                "Run `usage-pipeline rollup`, which extracts damaged days again",
+            ) from error
+    return [day for (day,) in rows]
+
+
+def erase_user(
+    settings: Settings,
+    user_id: UUID,
+    days: Iterable[date],
+    progress: Callable[[date], None] = lambda day: None,
+) -> None:
+    """Take a person out of what is landed, without asking the source, which may have deleted it.
+
+    The caller has landing alone, and is the single writer.
+
+    Args:
+        days: the person's, see `days_of_user`.
+        progress: called with each rewritten day.
+    """
+    manifests = landed_manifests(settings)
+    with warehouse.scratch(settings) as work:
+        staged = work / "without.parquet"
+        for table in SNAPSHOTS:
+            path = settings.landing_dir / f"{table}.parquet"
+            if path.exists() and table in erased_users.PERSON_COLUMNS:
+                erased_users.rewrite(settings, table, path, [user_id], staged)
+                staged.replace(path)
+        for day in days:
+            data, manifest = data_path(settings.events_dir, day), manifests.get(day)
+            erased_users.rewrite(settings, "usage_events", data, [user_id], staged)
+            # The manifest first, with both sizes: a kill after it leaves no day that looks
+            # damaged. One that is damaged must go on looking so.
+            if manifest and manifest.fits(data):
+                old, new = data.stat().st_size, staged.stat().st_size
+                manifest = replace(manifest, bytes=new, previous_bytes=old)
+                (work / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+                (work / _MANIFEST).replace(data.with_name(_MANIFEST))
+            staged.replace(data)
+            progress(day)
 
 
 def land_calendar(settings: Settings) -> None:
@@ -363,8 +448,7 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
         data = data_path(settings.events_dir, day)
         if (
             manifest is None
-            or not data.exists()
-            or data.stat().st_size != manifest.bytes
+            or not manifest.fits(data)
             or manifest.timezone != settings.timezone
             or (needs_event_data and not manifest.event_data)
         ):
@@ -486,6 +570,7 @@ def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -
     data = data_path(folder, day)
     data.parent.mkdir(parents=True, exist_ok=True)
     _copy(source.db, f"({select})", data)
+    _leave_out_erased(settings, "usage_events", data)
     # Whole parts and fractions apart: over all event types the sum may leave DECIMAL(38,9).
     rows, invalid, whole, fraction, last = source.db.execute(
         "select count(*), count(*) - count(quantity), "
@@ -514,7 +599,14 @@ def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -
     return manifest
 
 
-def _copy(db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> int:
-    """Write a relation to a Parquet file; gives its rows."""
-    copied = db.execute(f"copy {relation} to '{path}' (format parquet, compression zstd)")
-    return int(copied.fetchall()[0][0])
+def _copy(db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> None:
+    db.execute(f"copy {relation} to '{quoted(path)}' (format parquet, compression zstd)")
+
+
+def _leave_out_erased(settings: Settings, table: str, file: Path) -> None:
+    """Rewrite a file that was just extracted when it names an erased person."""
+    people = erased_users.read(settings).named_in(settings, table, file)
+    if people:
+        without = file.with_suffix(".without")
+        erased_users.rewrite(settings, table, file, people, without)
+        without.replace(file)

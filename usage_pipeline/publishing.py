@@ -24,7 +24,7 @@ from uuid import uuid4
 import duckdb
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline import app_db, restatements
+from usage_pipeline import app_db, erased_users, restatements
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
@@ -232,7 +232,7 @@ def publish(
             new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
                 deltas = _compare_all(db, settings, ranges, base)
-                deltas.append(_ledger(db, deltas, base, new, built_with=built_with))
+                deltas.append(_ledger(db, settings, deltas, base, new, built_with=built_with))
                 unseen = _count(
                     db,
                     f"from ({_days_published(ranges)}) as days anti join"
@@ -343,13 +343,15 @@ def _compare(
 
 def _ledger(
     db: duckdb.DuckDBPyConnection,
+    settings: Settings,
     deltas: Sequence[_Delta],
     base: Snapshot | None,
     snapshot: Snapshot,
     *,
     built_with: str,
 ) -> _Delta:
-    """The restatements that these deltas are; the ledger's earlier rows stay as they are."""
+    """The restatements that these deltas are; the ledger's earlier rows stay as they are, but for
+    the ids of erased persons."""
     (cells,) = (delta for delta in deltas if delta.table.name == "usage_daily")
     numbers = ", ".join((*restatements.KEY, "total_quantity", "event_count"))
     relation = cells.changes
@@ -360,18 +362,23 @@ def _ledger(
             f"(select 1 as side, {numbers} from warehouse.main.usage_daily union all"
             f" select -1 as side, {numbers} from published.main.usage_daily)"
         )
+    ledger = f"published.main.{LEDGER}"
+    people = f"select user_id as person from {relation} union select user_id from {ledger}"
+    erased = erased_users.read(settings).among(db, people)
     (table,) = (table for table in SERVED_TABLES if table.name == LEDGER)
     delta = _Delta(table, _columns(db, "published", LEDGER), False, TableChange())
     rows = restatements.record_restatements(
         db,
         delta.changes,
         relation,
+        erased=erased,
         restated_at=snapshot.published_at,
         run_id=snapshot.run_id,
         built_with=built_with,
         recut=base is not None and base.timezone != snapshot.timezone,
     )
-    return replace(delta, change=TableChange(inserted=rows))
+    renamed = restatements.forget(db, delta.changes, ledger, erased)
+    return replace(delta, change=TableChange(inserted=rows, updated=renamed))
 
 
 def _days_published(ranges: Sequence[DayRange]) -> str:

@@ -6,8 +6,10 @@ It is restated when its day was published before and its quantity or its event c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import duckdb
 
@@ -19,6 +21,7 @@ def record_restatements(
     target: str,
     cells: str,
     *,
+    erased: Sequence[UUID],
     restated_at: datetime,
     run_id: str,
     built_with: str,
@@ -29,6 +32,7 @@ def record_restatements(
     Args:
         db: with `warehouse` and `published` attached.
         cells: relation of the `usage_daily` rows that appear (side 1) and disappear (side -1).
+        erased: persons of whom no row is made; what their cells lost went to those without a user.
         built_with: version of models and meters of the warehouse.
         recut: whether the days are those of another time zone than before.
 
@@ -43,13 +47,25 @@ def record_restatements(
     db.execute(
         f"""
         create temp table {target} as
-        with changed as (
+        with cells as (
+            from {cells}
+        ),
+        erased as (
+            select unnest($erased::uuid[]) as user_id
+        ),
+        given_up as (
+            select distinct usage_date, org_id, metric_type
+            from cells
+            semi join erased using (user_id)
+        ),
+        changed as (
             select {keys},
                    coalesce(max(total_quantity) filter (side < 0), 0) as old_quantity,
                    coalesce(max(total_quantity) filter (side > 0), 0) as new_quantity,
                    coalesce(max(event_count) filter (side < 0), 0) as old_event_count,
                    coalesce(max(event_count) filter (side > 0), 0) as new_event_count
-            from {cells}
+            from cells
+            anti join erased using (user_id)
             group by {keys}
             having old_quantity <> new_quantity or old_event_count <> new_event_count
         ),
@@ -65,9 +81,9 @@ def record_restatements(
             from published.main.published_days as before
             left join warehouse.main.stg_landed_days as now using (usage_date)
         )
-        select 1 as side, {keys}, $restated_at::timestamptz as restated_at,
-               old_quantity, new_quantity, old_event_count, new_event_count,
+        select 1 as side, changed.*, $restated_at::timestamptz as restated_at,
                case
+                   when user_id is null and given_up.usage_date is not null then 'erasure'
                    when $recut or as_before then 'rebuild'
                    when new_event_count > old_event_count then 'late_events'
                    else 'correction'
@@ -75,8 +91,13 @@ def record_restatements(
                $run_id as run_id
         from changed
         inner join landed using (usage_date)
+        left join given_up
+            on changed.usage_date = given_up.usage_date
+                and changed.org_id is not distinct from given_up.org_id
+                and changed.metric_type = given_up.metric_type
         """,
         {
+            "erased": list(erased),
             "built_with": built_with,
             "restated_at": restated_at,
             "recut": recut,
@@ -84,6 +105,54 @@ def record_restatements(
         },
     )
     ((rows,),) = db.execute(f"select count(*) from {target}").fetchall()
+    return int(rows)
+
+
+def forget(db: duckdb.DuckDBPyConnection, target: str, ledger: str, erased: Sequence[UUID]) -> int:
+    """Take the persons' ids out of the ledger's earlier rows, rows that become one added up.
+
+    Args:
+        target: the table that `record_restatements` made; rows that go are added with side -1,
+            rows that come with side 1.
+        ledger: relation with the columns of `usage_restatements`.
+
+    Returns:
+        Rows that go.
+    """
+    if not erased:
+        return 0
+    db.execute(
+        f"""
+        insert into {target} by name
+        with erased as (
+            select unnest($erased::uuid[]) as user_id
+        ),
+        theirs as (
+            select distinct usage_date, org_id, metric_type, restated_at
+            from {ledger}
+            semi join erased using (user_id)
+        ),
+        touched as (
+            select old.*
+            from {ledger} as old
+            inner join theirs
+                on old.usage_date = theirs.usage_date
+                    and old.org_id is not distinct from theirs.org_id
+                    and old.metric_type = theirs.metric_type
+                    and old.restated_at = theirs.restated_at
+            where old.user_id is null or old.user_id in (select user_id from erased)
+        )
+        select -1 as side, * from touched
+        union all
+        select 1 as side, usage_date, null as user_id, org_id, metric_type, restated_at,
+               sum(old_quantity), sum(new_quantity), sum(old_event_count), sum(new_event_count),
+               min(cause), min(run_id)
+        from touched
+        group by usage_date, org_id, metric_type, restated_at
+        """,
+        {"erased": list(erased)},
+    )
+    ((rows,),) = db.execute(f"select count(*) from {target} where side < 0").fetchall()
     return int(rows)
 
 

@@ -86,7 +86,10 @@ def scratch(settings: Settings) -> Iterator[Path]:
         settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         with locked(settings.scratch_dir):  # nobody finds the new directory before it is locked
             for left in settings.scratch_dir.iterdir():
-                with suppress(BlockingIOError, FileNotFoundError), locked(left, fcntl.LOCK_NB):
+                with (
+                    suppress(BlockingIOError, FileNotFoundError),
+                    locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                ):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             work = Path(tempfile.mkdtemp(dir=settings.scratch_dir))
             lock = os.open(work, os.O_RDONLY)
@@ -119,10 +122,10 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, how: int = 0) -> Iterator[None]:
+def locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        fcntl.flock(handle, how)
         yield
     finally:
         os.close(handle)
@@ -147,6 +150,20 @@ def connect(
 def quoted(path: Path) -> str:
     """A path as the inside of an SQL string: `attach` and `copy` take no parameters."""
     return str(path).replace("'", "''")
+
+
+def compact(settings: Settings, path: Path) -> None:
+    """Rewrite a DuckDB file, so that nothing of its deleted rows stays in its free blocks.
+
+    The caller is the single writer; readers keep the old file until they reopen.
+    """
+    with scratch(settings) as work:
+        with connect(settings, ":memory:") as db:
+            # Not read-only: what a killed process left in a write-ahead log goes into the file.
+            db.execute(f"attach '{quoted(path)}' as old")
+            db.execute(f"attach '{quoted(work / path.name)}' as new")
+            db.execute("checkpoint old; copy from database old to new; checkpoint new")
+        (work / path.name).replace(path)
 
 
 @contextmanager

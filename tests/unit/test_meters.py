@@ -13,6 +13,7 @@ from usage_pipeline.meters import (
     EVENT_TYPES,
     Meter,
     dbt_vars,
+    event_data_reducer,
     json_path,
     load_meters,
     meters_version,
@@ -200,3 +201,40 @@ def test_event_types_of_meters_are_known_types(tmp_path: Path) -> None:
     assert dbt_vars(parse_meters(written(tmp_path, text)))["event_types"] == sorted(
         [*EVENT_TYPES, "file_opened"]
     )
+
+
+@pytest.mark.parametrize(
+    ("event_type", "data", "reduced"),
+    [
+        (
+            "ai_tokens_used",
+            '{"usage": {"total": 0.12345678901234567890, "by": "Ada"}, "model": "ü", "note": 1}',
+            '{"usage": {"total": 0.12345678901234567890}, "model": "ü"}',
+        ),
+        ("ai_tokens_used", '{"usage": "Ada", "model": 1e400}', '{"usage": null, "model": 1e400}'),
+        (
+            "ai_tokens_used",
+            '{"parts": ["Ada", {"n": -7, "by": "Ada"}, "Bob"]}',
+            '{"parts": [null, {"n": -7}, null]}',
+        ),
+        ("ai_tokens_used", '["Ada"]', "[null]"),
+        ("ai_tokens_used", "no JSON", None),
+        ("ai_tokens_used", None, None),
+        ("api_call", '{"model": "gpt-4"}', None),  # counted, with nothing read of it
+    ],
+)
+def test_event_data_is_reduced_to_what_the_meters_read(
+    tmp_path: Path, event_type: str, data: str | None, reduced: str | None
+) -> None:
+    text = """
+meters:
+  - {key: calls, event_type: api_call, aggregation: count}
+  - key: tokens
+    event_type: ai_tokens_used
+    aggregation: sum
+    value: $.usage.total
+    filter: {"$.parts[1].n": ["-7"]}
+    dimensions: {model: $.model}
+"""
+    meters = parse_meters(written(tmp_path, text))
+    assert event_data_reducer(meters)(event_type, data) == reduced
