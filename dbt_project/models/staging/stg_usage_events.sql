@@ -1,6 +1,6 @@
 with landed as (
     select * from {{ source('landing', 'usage_events') }}
-    where usage_date >= {{ first_day() }}
+    where cast(usage_date as date) >= {{ first_day() }}
 ),
 
 judged as (
