@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults check lint lock clean
+.PHONY: help demo up test faults check lint bench bench-quick lock clean
 
 help: ## Show this help.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11, 3.12 or 3.13 is needed, this is {v[0]}.{v[1]}; run make PYTHON=python3.12")'
@@ -40,9 +40,23 @@ lint: $(VENV)/.installed ## Linters, types, import contract.
 
 check: lint test ## What CI runs.
 
+$(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+	@touch $@
+
+bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; an hour of a quiet machine.
+	$(BIN)/python -m bench --output docs
+
+bench-quick: $(VENV)/.bench-installed ## A tenth of the data, once; without growth, exports and demo.
+	$(BIN)/python -m bench --scale 0.1 --repeats 1 --parts landing,rollup,small,history,nights,publish
+
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-annotate --no-header --no-strip-extras pyproject.toml
+
 lock: ## Resolve the dependencies again (needs uv).
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --no-strip-extras --extra dev -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --extra dev --extra bench -c requirements.lock -o requirements-bench.lock
 
 clean: ## Remove the virtual environment and all state.
 	rm -rf $(VENV)
