@@ -196,8 +196,8 @@ class Report:
             "wall_seconds",
         )
         yield self._row("checks of that night", "usage-pipeline", "audit")
-        for figure, what in (("source_cpu_seconds", "CPU"), ("source_buffers", "buffers")):
-            what = f"work of that night on the source, {what}"
+        for figure, kind in (("source_cpu_seconds", "CPU"), ("source_buffers", "buffers")):
+            what = f"work of that night on the source, {kind}"
             land, audit, copy, function = (
                 self._run.median(key, figure)
                 for key in ("land_full", "audit", "copy_full", "aggregate_insert")

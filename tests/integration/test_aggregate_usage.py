@@ -12,6 +12,7 @@ from support import AppDatabase, days, roll_up
 from usage_pipeline.app_db.sample import load_sample
 from usage_pipeline.settings import Settings
 
+REPOSITORY = Path(__file__).parents[2]
 EVENTS = 1_000_000
 RANGE = days("2025-03-01", "2025-04-01")  # the clock goes forward on the 9th
 ZONE = "America/New_York"
@@ -36,7 +37,7 @@ def database(new_database: Any, make_settings: Any) -> AppDatabase:
         end=RANGE.end,
         zone=settings.zone,
     )
-    database.execute((Path(__file__).with_name("aggregate_usage.sql")).read_text())
+    database.execute((REPOSITORY / "bench" / "aggregate_usage.sql").read_text())
     roll_up(settings, RANGE)
     return database
 
