@@ -159,35 +159,20 @@ def export(month: str) -> dict[str, Any]:
 def night(start: str, end: str) -> dict[str, Any]:
     """`usage-pipeline rollup` as a command runs it; its cost is the whole process.
 
-    The figures have its seconds by stage. What is neither a step of `Rollup` nor an import is
-    Dagster: planning, recording, checks.
+    The figures have its seconds by stage, as `--timings` prints them.
     """
     clock = stopwatch()
-    import usage_pipeline.cli
-    import usage_pipeline.definitions  # noqa: F401 - Dagster's and dbt's imports
-    from usage_pipeline.rollup import Rollup
-    from usage_pipeline.transform import Transformer
+    from usage_pipeline import cli
 
-    stages: dict[str, float] = defaultdict(float)
-    stages["imports"] = clock()
-    _time_methods(Transformer, stages, "dbt parse", ("manifest_path",))
-    _time_methods(Rollup, stages, "landing", ("land_events", "land_snapshots"))
-    _time_methods(
-        Rollup,
-        stages,
-        "building",
-        ("build_staging", "build_days", "build_months", "build_current"),
-    )
-    _time_methods(Rollup, stages, "checks", ("audit",))
-    _time_methods(Rollup, stages, "publishing", ("publish",))
-    engine = _record_models(Transformer)
-    _command("rollup", "--start", start, "--end", end)
-    seconds = clock()
-    # Models run in two threads, so their sum may exceed the time that passed.
-    stages["models"] = min(sum(engine.values()), stages["building"])
-    stages["dbt around models"] = stages.pop("building") - stages["models"]
-    stages["Dagster and the rest"] = seconds - sum(stages.values())
-    return {"seconds": seconds, "stages": {name: round(s, 3) for name, s in stages.items()}}
+    stages: dict[str, float] = {}
+
+    def keep(found: dict[str, float], seconds: float) -> None:
+        stages.update(found)
+        stages["imports and Dagster"] = seconds - sum(found.values())
+
+    cli._print_timings = keep  # type: ignore[assignment]
+    _command("rollup", "--start", start, "--end", end, "--timings")
+    return {"seconds": clock(), "stages": {name: round(s, 3) for name, s in stages.items()}}
 
 
 def demo() -> None:
@@ -204,25 +189,6 @@ def _command(*words: str) -> None:
     except SystemExit as ended:
         if ended.code:
             raise
-
-
-def _time_methods(
-    owner: type, stages: dict[str, float], stage: str, methods: tuple[str, ...]
-) -> None:
-    """Add the seconds of these methods to a stage from now on."""
-
-    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any, **options: Any) -> Any:
-            clock = stopwatch()
-            try:
-                return original(*arguments, **options)
-            finally:
-                stages[stage] += clock()
-
-        return wrapper
-
-    for method in methods:
-        setattr(owner, method, timed(getattr(owner, method)))
 
 
 def _record_models(transformer: type) -> dict[str, float]:

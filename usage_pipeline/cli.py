@@ -131,6 +131,7 @@ def _load_sample(settings: Settings, events: int, days: int, users: int, seed: i
 def rollup(
     start: FirstDay = None,
     end: DayAfterLast = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Show where the time went.")] = False,
 ) -> None:
     """Roll up the days [start, end) and their months: ingest, transform, check, publish.
 
@@ -139,12 +140,23 @@ def rollup(
     settings = load_settings()
     days = _days(settings, start, end)
     started = time.perf_counter()
-    run_ids = _rollup(settings, days)
+    run_ids, stages = _rollup(settings, days)
+    seconds = time.perf_counter() - started
     out.print(
-        f"Rolled up {len(days.days()):,} day(s) {days} in {time.perf_counter() - started:.1f} s "
+        f"Rolled up {len(days.days()):,} day(s) {days} in {seconds:.1f} s "
         f"(runs {', '.join(run_id[:8] for run_id in run_ids)})."
     )
     _print_totals(settings, days)
+    if timings:
+        _print_timings(stages, seconds)
+
+
+def _print_timings(stages: dict[str, float], seconds: float) -> None:
+    table = Table("stage", Column("seconds", justify="right"), Column("share", justify="right"))
+    rest = {"imports and Dagster": seconds - sum(stages.values())}
+    for stage, spent in sorted((stages | rest).items(), key=lambda item: -item[1]):
+        table.add_row(stage, f"{spent:.1f}", f"{spent / seconds:.0%}")
+    out.print(table)
 
 
 def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
@@ -160,7 +172,8 @@ def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
     return days
 
 
-def _rollup(settings: Settings, days: DayRange) -> list[str]:
+def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, float]]:
+    """Run ids, and seconds by stage."""
     # Before Dagster's and dbt's seconds of imports: an unreachable source fails at once.
     with app_db.connect(app_db.app_database_url(settings)):
         pass
@@ -169,10 +182,11 @@ def _rollup(settings: Settings, days: DayRange) -> list[str]:
         from usage_pipeline.orchestration.launch import run_rollup
 
         defs = build_defs(settings)
-        defs.resources["rollup"].progress = lambda what, done, total: progress.update(  # type: ignore[index]
+        steps: Rollup = defs.resources["rollup"]  # type: ignore[index]
+        steps.progress = lambda what, done, total: progress.update(
             task, description=what, completed=done, total=total
         )
-        return run_rollup(defs, settings, days)
+        return run_rollup(defs, settings, days), steps.timings.seconds
 
 
 def _print_totals(settings: Settings, days: DayRange) -> None:

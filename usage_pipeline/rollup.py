@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
-from pathlib import Path
 
 from usage_pipeline import landing, publishing, reconciliation, warehouse
 from usage_pipeline.errors import UsagePipelineError
@@ -38,6 +37,7 @@ class Rollup:
         settings: paths, databases, time zone.
 
     Attributes:
+        timings: seconds by stage of all steps so far.
         progress: called with what is being done, how much of it is done, and how much there is;
             replaced by whoever has a place to show it.
     """
@@ -46,6 +46,7 @@ class Rollup:
         self.settings = settings
         self.progress: Progress = lambda what, done, total: None
         self.transformer = Transformer(settings)
+        self.timings = self.transformer.timings
         self.pending: PendingDays = self.transformer.pending(
             lambda: landing.landed_manifests(settings)
         )
@@ -65,29 +66,31 @@ class Rollup:
             self.progress(f"landing {manifest.usage_date}", landed, len(wanted))
 
         replacing = self._replacing(ranges_of_days(wanted))
-        return landing.land_events(self.settings, sorted(wanted), progress, replacing)
+        with self.timings.stage("source"):
+            return landing.land_events(self.settings, sorted(wanted), progress, replacing)
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
-        landing.land_calendar(self.settings)
-        return landing.land_snapshots(self.settings, self._replacing([]))
+        with self.timings.stage("source"):
+            landing.land_calendar(self.settings)
+            return landing.land_snapshots(self.settings, self._replacing([]))
 
     @contextmanager
     def _replacing(self, ranges: Sequence[DayRange]) -> Iterator[None]:
         """Landing changes under the writer's lock, so that no build sees it change."""
-        with self._writing("replacing what is landed"):
+        with self._writing("replacing what is landed", "landing"):
             yield
             self.pending.landed(ranges)
 
     def build_staging(self) -> list[NodeResult]:
         """Create the staging views."""
-        with self._writing("building staging"):
+        with self._writing("building staging", "models"):
             publishing.ensure_snapshot(self.settings)
             return self.transformer.run("tag:staging")
 
     def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         """Build the daily models over the given days and all pending ones."""
-        with self._writing("building daily models"):
+        with self._writing("building daily models", "models"):
             return self._build_days(ranges)
 
     def build_months(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
@@ -96,7 +99,7 @@ class Rollup:
         Args:
             ranges: built again and published when no built day waits for its month.
         """
-        with self._writing("building monthly models"):
+        with self._writing("building monthly models", "models"):
             if self.pending.unbuilt():
                 self._build_days([])
             if not self.pending.built():
@@ -105,13 +108,13 @@ class Rollup:
 
     def build_current(self) -> list[NodeResult]:
         """Build what has no partitions: the trailing summaries and the published view."""
-        with self._writing("building summaries"):
+        with self._writing("building summaries", "models"):
             return self.transformer.run("tag:current")
 
     def audit(self) -> list[NodeResult]:
         """Run every data test over the built days, or the newest day when none waits to be
         published, and reconcile these days; gives the worst result of each test."""
-        with self._writing("auditing"):
+        with self._writing("auditing", "checks"):
             if self.pending.unbuilt():
                 self._bring_up_to_date()
             return self._audit()
@@ -149,7 +152,7 @@ class Rollup:
             UsagePipelineError: a blocking test fails, or an output cannot be written; what was
                 published before stays as it was.
         """
-        with self._writing("publishing"):
+        with self._writing("publishing", "publishing"):
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
                 self._require_audit()
@@ -245,12 +248,19 @@ class Rollup:
             yield DayRange(start, days.end)
 
     @contextmanager
-    def _writing(self, purpose: str) -> Iterator[Path]:
+    def _writing(self, purpose: str, stage: str) -> Iterator[None]:
         self.progress(purpose, 0, 1)
-        with warehouse.exclusive(
-            self.settings, purpose, lambda holder: self.progress(f"waiting for {holder}", 0, 1)
-        ):
-            yield self.settings.warehouse_path
+        with ExitStack() as lock:
+            with self.timings.stage("waiting for other runs"):
+                lock.enter_context(
+                    warehouse.exclusive(
+                        self.settings,
+                        purpose,
+                        lambda holder: self.progress(f"waiting for {holder}", 0, 1),
+                    )
+                )
+            with self.timings.stage(stage):
+                yield
 
 
 def _badness(result: NodeResult) -> tuple[int, int]:

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any, cast
 from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
+from usage_pipeline.timings import Timings
 from usage_pipeline.warehouse import DayRange, PendingDays, scratch
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
 
+
+DBT = "dbt's start and end"  # the stage around its models and tests
 
 # Stands in the SQL of `usage_daily_models` for the list of landed files.
 LANDED_FILES = "'landed files'"
@@ -58,12 +61,16 @@ class Transformer:
     Args:
         settings: paths, time zone and meters file.
 
+    Attributes:
+        timings: of dbt; its own start counts apart from the nodes that it runs.
+
     Raises:
         UsagePipelineError: the meters file is not valid.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.timings = Timings()
         self.meters = metering.load_meters(settings)
         self._manifest: Manifest | None = None
 
@@ -134,7 +141,9 @@ class Transformer:
         # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
         selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
         arguments = ["compile", "--select", *selected, "--no-populate-cache"]
-        nodes = {result.node.unique_id: result.node for result in self._dbt(arguments).results}
+        with self.timings.stage(DBT):
+            results = self._dbt(arguments).results
+        nodes = {result.node.unique_id: result.node for result in results}
         wanted = ["model.usage_pipeline.usage_daily"]
         for unique_id in wanted:  # grows while its parents are found
             parents = nodes[unique_id].depends_on.nodes
@@ -153,13 +162,20 @@ class Transformer:
         return f"{self.version} {self.settings.landing_dir}"
 
     def _parse(self) -> None:
-        self._dbt(["parse"])
+        with self.timings.stage(DBT):
+            self._dbt(["parse"])
 
     def _invoke(self, command: str, *options: str, days: DayRange | None) -> list[NodeResult]:
         arguments = [command, *options]
         if days:
             arguments += ["--event-time-start", days.start.isoformat()]
             arguments += ["--event-time-end", days.end.isoformat()]
+        with self.timings.stage(DBT):
+            results = self._dbt(arguments).results
+            marks = [mark for result in results for mark in result.timing]
+            if marks:  # from the first node's start to the last one's end
+                nodes = max(m.completed_at for m in marks) - min(m.started_at for m in marks)
+                self.timings.hand_up(nodes.total_seconds())
         return [
             NodeResult(
                 unique_id=result.node.unique_id,
@@ -168,7 +184,7 @@ class Transformer:
                 failures=result.failures,
                 message=result.message or "",
             )
-            for result in self._dbt(arguments).results
+            for result in results
         ]
 
     def _dbt(self, arguments: list[str]) -> Any:

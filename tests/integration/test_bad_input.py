@@ -342,8 +342,10 @@ def totals(cli: CommandLine) -> list[tuple[Any, ...]]:
 
 
 def test_after_all_that_a_good_run_works(cli: CommandLine, database: AppDatabase) -> None:
-    result = cli("rollup", *RANGE)
+    result = cli("rollup", *RANGE, "--timings")
     assert result.returncode == 0, result.stderr
+    for stage in ("source", "models", "dbt's start and end", "checks", "publishing"):
+        assert stage in result.stdout
     assert totals(cli) == [(3, 2)]
     connection = psycopg2.connect(database.url)
     with connection, connection.cursor() as cursor:

@@ -341,6 +341,7 @@ def _output_assets(
                     **figures[name],
                     "snapshot": report.snapshot_id,
                     "seconds": report.seconds,
+                    "seconds by stage": rollup.timings.seconds,
                     "changed rows": dg.MetadataValue.md(
                         "| table | inserted | updated | deleted |\n|---|--:|--:|--:|\n" + changes
                     ),
