@@ -368,10 +368,10 @@ def erase_user(
 
 
 def _print_traces(title: str, traces: list[erasure.Trace]) -> None:
-    table = Table("place", Column("rows", justify="right"), title=title)
+    out.print(f"{title}:")
     for trace in traces:
-        table.add_row(trace.place, "" if trace.rows is None else f"{trace.rows:,}")
-    out.print(table)
+        rows = "" if trace.rows is None else f" ({trace.rows:,} rows)"
+        out.print(f"  {trace.place}{rows}", soft_wrap=True, highlight=False)
 
 
 @app.command()
