@@ -96,6 +96,19 @@ def roll_up(settings: Settings, *ranges: DayRange, run_id: str = "test") -> Publ
     return rollup.publish(run_id)
 
 
+def triggers(settings: Settings) -> dict[str, Any]:
+    """Schedules and sensors by name, without the assets, for which dbt would have to parse."""
+    from usage_pipeline.orchestration.jobs import build_jobs
+    from usage_pipeline.orchestration.partitions import Partitions
+    from usage_pipeline.orchestration.schedules import build_schedules
+    from usage_pipeline.orchestration.sensors import build_sensors
+
+    partitions = Partitions(settings)
+    schedules = build_schedules(settings, partitions)
+    sensors = build_sensors(settings, build_jobs(partitions))
+    return {trigger.name: trigger for trigger in (*schedules, *sensors)}
+
+
 def snapshot_query(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
     """What a reader of serving/usage.duckdb gets."""
     with duckdb.connect(str(settings.snapshot_path), read_only=True) as db:

@@ -188,7 +188,7 @@ def test_any_history_ends_in_what_plain_sql_finds(world: World, request: Any) ->
     thorough = request.config.getoption("thorough")
 
     @profile(
-        max_examples=100 if thorough else 3,
+        max_examples=100 if thorough else 2,
         derandomize=not thorough,
         deadline=None,
         database=None,

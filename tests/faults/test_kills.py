@@ -23,14 +23,11 @@ from usage_pipeline.warehouse import DayRange
 
 KILLED = days("2024-03-30", "2024-04-01")
 QUICK_POINTS = (
-    "between the extraction of two days",
     "between a landed file and its manifest",
-    "between two daily models",
     "after Postgres committed",
-    "between two Parquet files",
     "between two exports",
 )
-KILLS_AT_RANDOM, QUICK_KILLS = 200, 3
+KILLS_AT_RANDOM, QUICK_KILLS = 200, 2
 
 # What the killed run has to bring in: a late event, an invalid one, a lost user, corrections,
 # events that move to the next day, a new user and the end of a subscription.

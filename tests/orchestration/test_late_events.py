@@ -8,9 +8,8 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
-from support import AppDatabase
+from support import AppDatabase, triggers
 
-from usage_pipeline.definitions import build_defs
 from usage_pipeline.landing import land_events
 from usage_pipeline.orchestration.partitions import days_of_run
 from usage_pipeline.settings import Settings
@@ -27,7 +26,7 @@ class Source:
         self.today = settings.today()
         self.cursor: str | None = None
         self.run_keys: list[str | None] = []
-        self.sensor = build_defs(settings).resolve_sensor_def("late_events")
+        self.sensor = triggers(settings)["late_events"]
         for ago in range(1, 41):
             self.add(ago)
         land_events(settings, [self.day(ago) for ago in range(1, 41)])

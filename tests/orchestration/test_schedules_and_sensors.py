@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -11,8 +11,8 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
+from support import day, days, triggers
 
-from usage_pipeline.definitions import build_defs
 from usage_pipeline.landing import land_events
 from usage_pipeline.orchestration.assets import USAGE_DAILY
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
@@ -27,16 +27,9 @@ from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG
 from usage_pipeline.warehouse import DayRange
 
 
-@pytest.fixture(scope="module")
-def make_defs(make_settings: Any) -> Any:
-    homes: dict[str, dg.Definitions] = {}
-
-    def make(zone: str) -> dg.Definitions:
-        if zone not in homes:
-            homes[zone] = build_defs(make_settings(USAGE_TIMEZONE=zone))
-        return homes[zone]
-
-    return make
+@pytest.fixture
+def triggers_in(make_settings: Any) -> Any:
+    return lambda zone: triggers(make_settings(USAGE_TIMEZONE=zone))
 
 
 def ticks(schedule: Any, after: str, count: int) -> list[datetime]:
@@ -71,9 +64,9 @@ def requested(schedule: Any, tick: datetime) -> Any:
     ],
 )
 def test_a_tick_requests_the_local_day_just_ended(
-    zone: str, tick: str, day: str, make_defs: Any
+    zone: str, tick: str, day: str, triggers_in: Any
 ) -> None:
-    schedule = make_defs(zone).resolve_schedule_def("nightly_rollup")
+    schedule = triggers_in(zone)["nightly_rollup"]
     request = requested(schedule, datetime.fromisoformat(tick))
     assert (request.partition_key, request.run_key) == (day, day)
 
@@ -81,9 +74,9 @@ def test_a_tick_requests_the_local_day_just_ended(
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
 @pytest.mark.parametrize("around", ["2024-03-08", "2024-11-01", "2024-02-27"])
 def test_every_night_has_its_day_through_dst_and_month_ends(
-    zone: str, around: str, make_defs: Any
+    zone: str, around: str, triggers_in: Any
 ) -> None:
-    schedule = make_defs(zone).resolve_schedule_def("nightly_rollup")
+    schedule = triggers_in(zone)["nightly_rollup"]
     days = [requested(schedule, tick).partition_key for tick in ticks(schedule, around, 6)]
     first = datetime.fromisoformat(days[0]).date().toordinal()
     ordinals = sorted({datetime.fromisoformat(day).date().toordinal() for day in days})
@@ -91,8 +84,8 @@ def test_every_night_has_its_day_through_dst_and_month_ends(
     assert len(ordinals) >= 5  # the hour that comes twice may tick twice, for the same day
 
 
-def test_a_tick_before_the_first_partition_is_skipped(make_defs: Any) -> None:
-    schedule = make_defs("UTC").resolve_schedule_def("nightly_rollup")
+def test_a_tick_before_the_first_partition_is_skipped(triggers_in: Any) -> None:
+    schedule = triggers_in("UTC")["nightly_rollup"]
     skipped = requested(schedule, datetime(2024, 1, 1, 1, tzinfo=UTC))
     assert isinstance(skipped, dg.SkipReason)
 
@@ -110,32 +103,30 @@ def test_a_night_brings_in_those_that_a_stopped_daemon_missed(
 ) -> None:
     settings = make_settings(USAGE_LOOKBACK_DAYS=4, USAGE_APP_DATABASE_URL=new_database().url)
     land_events(settings, [date.fromisoformat(day) for day in landed])
-    schedule = build_defs(settings).resolve_schedule_def("nightly_rollup")
+    schedule = triggers(settings)["nightly_rollup"]
     request = requested(schedule, datetime(2024, 6, 12, 1, tzinfo=UTC))
     asked = days_of_run(
         request.tags
         if request.partition_key is None
         else {"dagster/partition": request.partition_key}
     )
-    assert asked == DayRange(
-        date.fromisoformat(first), date.fromisoformat(last) + timedelta(days=1)
-    )
+    assert asked == DayRange(day(first).start, day(last).end)
 
 
-def test_schedules_and_sensors_are_on_by_default(make_defs: Any) -> None:
-    defs = make_defs("America/New_York")
-    schedule = defs.resolve_schedule_def("nightly_rollup")
+def test_schedules_and_sensors_are_on_by_default(triggers_in: Any) -> None:
+    found = triggers_in("America/New_York")
+    schedule = found["nightly_rollup"]
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     assert schedule.cron_schedule == "0 1 * * *"
     assert schedule.execution_timezone == "America/New_York"
-    weekly = defs.resolve_schedule_def("maintenance")
+    weekly = found["maintenance"]
     assert weekly.default_status == dg.DefaultScheduleStatus.RUNNING
     assert [tick.isoformat() for tick in ticks(weekly, "2024-03-01", 2)] == [
         "2024-03-03T12:00:00-05:00",  # Sundays
         "2024-03-10T12:00:00-04:00",
     ]
     for name in ("late_events", "months_follow_days", "month_closed", "run_failed"):
-        sensor = defs.resolve_sensor_def(name)
+        sensor = found[name]
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 
 
@@ -157,7 +148,7 @@ def success() -> Iterator[tuple[dg.DagsterInstance, dg.DagsterEvent]]:
 
 
 def follow(
-    defs: dg.Definitions,
+    found: dict[str, Any],
     sensor: str,
     success: tuple[dg.DagsterInstance, dg.DagsterEvent],
     job: str,
@@ -171,14 +162,14 @@ def follow(
     context = dg.build_run_status_sensor_context(
         sensor_name=sensor, dagster_event=event, dagster_instance=instance, dagster_run=run
     )
-    (answer,) = list(defs.resolve_sensor_def(sensor)(context))  # type: ignore[call-overload]
+    (answer,) = list(found[sensor](context))
     assert isinstance(answer, dg.SkipReason) or (answer.run_key or "").startswith(run.run_id)
     return answer
 
 
-def test_months_follow_the_nightly_run(make_defs: Any, success: Any) -> None:
+def test_months_follow_the_nightly_run(triggers_in: Any, success: Any) -> None:
     request = follow(
-        make_defs("UTC"),
+        triggers_in("UTC"),
         "months_follow_days",
         success,
         NIGHTLY,
@@ -189,9 +180,9 @@ def test_months_follow_the_nightly_run(make_defs: Any, success: Any) -> None:
     assert request.tags[DAYS_END_TAG] == "2024-03-01"
 
 
-def test_months_follow_a_backfill_of_a_range_of_days(make_defs: Any, success: Any) -> None:
+def test_months_follow_a_backfill_of_a_range_of_days(triggers_in: Any, success: Any) -> None:
     request = follow(
-        make_defs("UTC"),
+        triggers_in("UTC"),
         "months_follow_days",
         success,
         "__ASSET_JOB",
@@ -219,9 +210,9 @@ def test_months_follow_a_backfill_of_a_range_of_days(make_defs: Any, success: An
     ids=["command line", "months", "exports", "no partition", "landing only"],
 )
 def test_months_do_not_follow(
-    job: str, tags: dict[str, str], assets: Any, make_defs: Any, success: Any
+    job: str, tags: dict[str, str], assets: Any, triggers_in: Any, success: Any
 ) -> None:
-    answer = follow(make_defs("UTC"), "months_follow_days", success, job, tags, assets=assets)
+    answer = follow(triggers_in("UTC"), "months_follow_days", success, job, tags, assets=assets)
     assert isinstance(answer, dg.SkipReason)
 
 
@@ -262,14 +253,11 @@ def exports_that_follow(
     context = dg.build_run_status_sensor_context(
         sensor_name="month_closed", dagster_event=event, dagster_instance=instance, dagster_run=run
     )
-    sensor = build_defs(settings).resolve_sensor_def("month_closed")
-    answers: Any = sensor(context)  # type: ignore[call-overload]
-    return [a.partition_key for a in answers if isinstance(a, dg.RunRequest)]
+    sensor = triggers(settings)["month_closed"]
+    return [a.partition_key for a in sensor(context) if isinstance(a, dg.RunRequest)]
 
 
 def test_tags_of_a_range_of_days_are_read_back() -> None:
-    from support import days
-
     for range_ in (days("2024-02-28", "2024-03-02"), days("2024-02-29", "2024-03-01")):
         assert days_of_run(day_range_tags(range_)) == range_
     assert days_of_run({}) is None
