@@ -24,7 +24,7 @@ import pyarrow.parquet
 from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline import erased_users, warehouse
-from usage_pipeline.app_db import app_database_url, connect, database_error
+from usage_pipeline.app_db import APPLICATION_NAME, app_database_url, connect, database_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.source_schema import read_shape, record_shape
@@ -499,8 +499,11 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
             escaped = url.replace("'", "''")
             db.execute(f"attach '{escaped}' as app (type postgres, read_only)")
             db.execute("begin")
-            limit = f"set local statement_timeout = ''{STATEMENT_TIMEOUT}''"
-            db.execute(f"call postgres_execute('app', '{limit}')")
+            for setting, value in (
+                ("application_name", APPLICATION_NAME),
+                ("statement_timeout", STATEMENT_TIMEOUT),
+            ):
+                db.execute(f"call postgres_execute('app', 'set local {setting} = ''{value}''')")
             try:
                 yield _Source(db, url, columns, unique, opened_at)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from support import (
 )
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import land_events, landed_manifests
+from usage_pipeline.landing import data_path, land_events, landed_manifests
 from usage_pipeline.meters import EVENT_TYPES
 from usage_pipeline.rollup import blocking_failures
 from usage_pipeline.settings import Settings
@@ -380,3 +381,30 @@ def test_landing_reads_only_and_leaves_no_temporary_file(
     )
     assert (manifest.rows, Decimal(manifest.sum_quantity)) == (rows, total)
     assert list(settings.scratch_dir.iterdir()) == []
+
+
+def test_the_source_sees_who_reads_and_that_it_only_reads(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    seen = ", ".join(
+        f"'{name}', current_setting('{name}')"
+        for name in ("application_name", "transaction_read_only", "statement_timeout")
+    )
+    database.execute(f"""
+        alter table usage_events rename to events;
+        create view usage_events as select id, user_id, org_id, event_type,
+            jsonb_build_object({seen}) as event_data, quantity, created_at from events;
+        insert into events values (gen_random_uuid(), gen_random_uuid(), null, 'api_call', null, 1,
+            '2024-03-31T12:00Z')
+    """)
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    land_events(settings, [date(2024, 3, 31)])
+    with duckdb.connect() as db:
+        landed = db.read_parquet(str(data_path(settings.events_dir, date(2024, 3, 31))))
+        ((event_data,),) = landed.select("event_data").fetchall()
+    assert json.loads(event_data) == {
+        "application_name": "usage-pipeline",
+        "transaction_read_only": "on",
+        "statement_timeout": "30min",
+    }

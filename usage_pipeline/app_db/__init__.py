@@ -1,6 +1,7 @@
 """The application database: schema, the queries that map it, embedded server, sample data."""
 
 from usage_pipeline.app_db.connection import (
+    APPLICATION_NAME,
     connect,
     create_schema,
     database_error,
@@ -13,6 +14,7 @@ from usage_pipeline.app_db.server import (
 )
 
 __all__ = [
+    "APPLICATION_NAME",
     "app_database_url",
     "connect",
     "create_schema",

@@ -13,6 +13,7 @@ from psycopg2.extensions import connection as Connection
 
 from usage_pipeline.errors import UsagePipelineError
 
+APPLICATION_NAME = "usage-pipeline"  # as pg_stat_activity shows it
 CONNECT_TIMEOUT_SECONDS = 10
 
 
@@ -41,7 +42,7 @@ def connect(url: str, variable: str = "USAGE_APP_DATABASE_URL") -> Iterator[Conn
     """
     try:
         connection = psycopg2.connect(
-            url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="usage-pipeline"
+            url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name=APPLICATION_NAME
         )
     except psycopg2.OperationalError as error:
         raise database_error(error, url, variable) from None
