@@ -149,15 +149,13 @@ def land_events(
     Raises:
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
     """
-    before = landed_manifests(settings)
+    before = {day: _manifest(settings, day) for day in days}
     with in_use(settings), warehouse.scratch(settings) as work:
-        landed = extract_events(settings, days, work, progress)
+        landed = extract_events(settings, before, work, progress)
         with replacing:
-            now = landed_manifests(settings)
-            for at, mine in enumerate(landed):
-                day = date.fromisoformat(mine.usage_date)
-                other = now.get(day)
-                if other and other != before.get(day) and other.extracted_at > mine.extracted_at:
+            for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
+                other = _manifest(settings, day)
+                if other and other != before[day] and other.extracted_at > mine.extracted_at:
                     landed[at] = other
                     continue
                 extracted, target = data_path(work, day), data_path(settings.events_dir, day)
@@ -249,15 +247,16 @@ def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
     Raises:
         UsagePipelineError: a landed file cannot be read.
     """
-    partitions = [str(path) for path in settings.events_dir.glob("usage_date=*/part-0.parquet")]
-    if not partitions:
+    files = [data_path(settings.events_dir, day) for day in partitions(settings)]
+    existing = [str(path) for path in files if path.exists()]
+    if not existing:
         return []
     with warehouse.connect(settings, ":memory:") as db:
         try:
             rows = db.execute(
                 "select distinct cast(usage_date as date) from read_parquet($1, hive_partitioning ="
                 f" true) where {erased_users.events_that_name(user_id)} order by 1",
-                [partitions],
+                [existing],
             ).fetchall()
         except duckdb.Error as error:
             raise UsagePipelineError(
@@ -281,7 +280,6 @@ def erase_user(
         days: the person's, see `days_of_user`.
         progress: called with each rewritten day.
     """
-    manifests = landed_manifests(settings)
     with warehouse.scratch(settings) as work:
         staged = work / "without.parquet"
         for table in SNAPSHOTS:
@@ -290,7 +288,7 @@ def erase_user(
                 erased_users.rewrite(settings, table, path, [user_id], staged)
                 staged.replace(path)
         for day in days:
-            data, manifest = data_path(settings.events_dir, day), manifests.get(day)
+            data, manifest = data_path(settings.events_dir, day), _manifest(settings, day)
             erased_users.rewrite(settings, "usage_events", data, [user_id], staged)
             # The manifest first, with both sizes: a kill after it leaves no day that looks
             # damaged. One that is damaged must go on looking so.
@@ -328,14 +326,17 @@ def landed_manifests(settings: Settings) -> dict[date, Manifest]:
     Raises:
         UsagePipelineError: a newer release landed a day.
     """
-    found = {}
-    for day in _landed_days(settings):
-        path = data_path(settings.events_dir, day).with_name(_MANIFEST)
-        try:
-            found[day] = _current(json.loads(path.read_text()))
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
-            continue
-    return found
+    found = {day: _manifest(settings, day) for day in _landed_days(settings)}
+    return {day: manifest for day, manifest in found.items() if manifest}
+
+
+def _manifest(settings: Settings, day: date) -> Manifest | None:
+    """A day's manifest; None when there is none that can be read."""
+    path = data_path(settings.events_dir, day).with_name(_MANIFEST)
+    try:
+        return _current(json.loads(path.read_text()))
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _current(recorded: dict[str, Any]) -> Manifest:
@@ -458,9 +459,13 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
 
 def _landed_days(settings: Settings) -> list[date]:
     """From `USAGE_START_DATE` on; what was landed before it enters no table."""
-    names = (path.name for path in settings.events_dir.glob("usage_date=*"))
-    days = sorted(date.fromisoformat(name.removeprefix("usage_date=")) for name in names)
-    return [day for day in days if day >= settings.start_date]
+    return [day for day in partitions(settings) if day >= settings.start_date]
+
+
+def partitions(settings: Settings) -> dict[date, Path]:
+    """The directories of all landed days, oldest first, those before `USAGE_START_DATE` too."""
+    paths = sorted(settings.events_dir.glob("usage_date=*"))
+    return {date.fromisoformat(path.name.removeprefix("usage_date=")): path for path in paths}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 
 import duckdb
 
-from usage_pipeline import warehouse
+from usage_pipeline import landing, warehouse
 from usage_pipeline.settings import Settings
 
 
@@ -66,11 +66,7 @@ def remove_landed_days(settings: Settings) -> Removed:
     end = settings.today() - timedelta(days=settings.landing_retention_days)
     # Under the lock of those who publish: nothing may be published from files that go.
     with warehouse.exclusive(settings, "removing landed days"):
-        old = {
-            day: path
-            for path in settings.events_dir.glob("usage_date=*")
-            if (day := date.fromisoformat(path.name.removeprefix("usage_date="))) < end
-        }
+        old = {day: path for day, path in landing.partitions(settings).items() if day < end}
         published = _first_published_day(settings)
         unused = [
             path

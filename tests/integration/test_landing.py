@@ -17,7 +17,9 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import (
     SNAPSHOTS,
     changed_days,
+    days_of_user,
     days_to_repair,
+    erase_user,
     land_calendar,
     land_events,
     land_snapshots,
@@ -209,3 +211,15 @@ def test_the_committed_sample_lands_as_its_two_days(new_database: Any, make_sett
     leap_day, next_day = land_events(settings, [date(2024, 2, 29), date(2024, 3, 1)])
     assert (leap_day.rows, Decimal(leap_day.sum_quantity)) == (5, Decimal("1049578"))
     assert (next_day.rows, Decimal(next_day.sum_quantity)) == (3, Decimal("2.123456789"))
+
+
+def test_a_day_before_a_later_start_from_which_a_person_was_erased_is_no_damaged_one(
+    source: AppDatabase, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    land_events(settings, [DAY])
+    later = make_settings(USAGE_HOME=settings.home, USAGE_START_DATE="2024-04-01")
+    assert days_of_user(later, UUID(ADA)) == [DAY]
+    erase_user(later, UUID(ADA), [DAY])
+    assert days_of_user(settings, UUID(ADA)) == []
+    assert days_to_repair(settings, needs_event_data=False) == []
