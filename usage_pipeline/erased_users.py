@@ -90,10 +90,8 @@ def read(settings: Settings) -> ErasedUsers:
 
 def add(settings: Settings, user_id: UUID) -> None:
     """Put a person on the list, for good."""
-    with warehouse.scratch(settings) as work:
-        staged = work / "erased_users.json"
-        staged.write_text(json.dumps(asdict(read(settings).with_user(user_id)), indent=1))
-        staged.replace(_path(settings))
+    erased = read(settings).with_user(user_id)
+    warehouse.replace_text(settings, _path(settings), json.dumps(asdict(erased), indent=1))
 
 
 def rewrite(

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import scratch
+from usage_pipeline.warehouse import replace_text
 
 CHANGES_KEPT = 1000
 
@@ -82,10 +82,9 @@ def record_shape(settings: Settings, shape: Shape) -> None:
         "changes": [asdict(change) for change in [*changes, *found][-CHANGES_KEPT:]],
     }
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
-    with scratch(settings) as work:
-        temporary = work / settings.source_schema_path.name
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
-        temporary.replace(settings.source_schema_path)
+    replace_text(
+        settings, settings.source_schema_path, json.dumps(content, indent=1, sort_keys=True)
+    )
 
 
 def recent_changes(settings: Settings, age: timedelta) -> list[SchemaChange]:

@@ -20,7 +20,7 @@ from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 from usage_pipeline.timings import Timings
-from usage_pipeline.warehouse import DayRange, PendingDays, scratch
+from usage_pipeline.warehouse import DayRange, PendingDays, replace_text, scratch
 
 if TYPE_CHECKING:
     from dbt.contracts.graph.manifest import Manifest
@@ -154,7 +154,7 @@ class Transformer:
             for unique_id, node in nodes.items()
             if unique_id in wanted
         }
-        path.write_text(json.dumps({"version": current, "models": models}))
+        replace_text(self.settings, path, json.dumps({"version": current, "models": models}))
         return models
 
     def _stamp(self) -> str:

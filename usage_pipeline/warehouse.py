@@ -101,6 +101,13 @@ def scratch(settings: Settings) -> Iterator[Path]:
             os.close(lock)
 
 
+def replace_text(settings: Settings, path: Path, text: str) -> None:
+    """Write a file below USAGE_HOME whole: a reader, or a kill, meets the old text or the new."""
+    with scratch(settings) as work:
+        (work / path.name).write_text(text)
+        (work / path.name).replace(path)
+
+
 def disk_is_full(error: Exception) -> bool:
     """Whether this failure, of Python or of DuckDB, comes from a full disk, quota or file limit."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
