@@ -64,26 +64,13 @@ def events(ours: str, theirs: str) -> dict[str, Any]:
 
 def history(url: str, ours: str, start: str, end: str) -> dict[str, Any]:
     """Totals and counts by day and metric: our cells against SQL over the source."""
-    return _against_source(
-        url,
-        start,
-        end,
-        f"select usage_date, metric_type, sum(total_quantity), sum(event_count) from "
-        f"read_parquet('{ours}') group by usage_date, metric_type",
-    )
+    return _against_source(url, start, end, f"read_parquet('{ours}')")
 
 
 def published(url: str, snapshot: str, start: str, end: str) -> dict[str, Any]:
     """The same for what readers of a snapshot see."""
-    return _against_source(
-        url,
-        start,
-        end,
-        "select usage_date, metric_type, sum(total_quantity), sum(event_count) from "
-        f"snapshot.usage_daily where usage_date >= '{start}' and usage_date < '{end}' "
-        "group by usage_date, metric_type",
-        snapshot,
-    )
+    rows = f"snapshot.usage_daily where usage_date >= '{start}' and usage_date < '{end}'"
+    return _against_source(url, start, end, rows, snapshot)
 
 
 def landed(url: str, start: str, end: str, rows: int, total: str) -> dict[str, Any]:
@@ -172,5 +159,9 @@ def _against_source(
     with _memory() as db:
         if snapshot:
             db.execute(f"attach '{snapshot}' as snapshot (read_only)")
-        mine = {row[:2]: row[2:] for row in db.execute(ours).fetchall()}
+        totals = (
+            "select usage_date, metric_type, sum(total_quantity), sum(event_count) "
+            f"from {ours} group by usage_date, metric_type"
+        )
+        mine = {row[:2]: row[2:] for row in db.execute(totals).fetchall()}
     return {"differences": sum(source.get(k) != mine.get(k) for k in source.keys() | mine.keys())}

@@ -81,6 +81,12 @@ def _progress(description: str, total: int | None = None) -> Iterator[tuple[Prog
         yield progress, progress.add_task(description, total=total or 1)
 
 
+def _show(steps: Rollup, progress: Progress, task: TaskID) -> None:
+    steps.progress = lambda what, done, total: progress.update(
+        task, description=what, completed=done, total=total
+    )
+
+
 @app_db_commands.command("init")
 def app_db_init() -> None:
     """Create the source schema where it is absent.
@@ -183,9 +189,7 @@ def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, fl
 
         defs = build_defs(settings)
         steps: Rollup = defs.resources["rollup"]  # type: ignore[index]
-        steps.progress = lambda what, done, total: progress.update(
-            task, description=what, completed=done, total=total
-        )
+        _show(steps, progress, task)
         return run_rollup(defs, settings, days), steps.timings.seconds
 
 
@@ -345,9 +349,7 @@ def erase_user(
     settings = load_settings()
     with _progress("searching") as (progress, task):
         rollup = Rollup(settings)
-        rollup.progress = lambda what, done, total: progress.update(
-            task, description=what, completed=done, total=total
-        )
+        _show(rollup, progress, task)
         held = erasure.find_traces(rollup, user)
         erasure.check_known(settings, user, held)
         left = held if dry_run else erasure.erase(rollup, user)
