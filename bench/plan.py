@@ -298,7 +298,7 @@ def _landing(home: Mapping[str, str]) -> Path:
 
 
 def _partition(day: date) -> Path:
-    return Path(f"usage_date={day}") / "part-0.parquet"
+    return Path(f"usage_date={day}") / "part-*.parquet"
 
 
 def _snapshot(home: Mapping[str, str]) -> Path:

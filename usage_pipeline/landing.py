@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from importlib.resources import files
@@ -30,12 +31,13 @@ from usage_pipeline.settings import Settings
 from usage_pipeline.source_schema import read_shape, record_shape
 from usage_pipeline.warehouse import DayRange, quoted
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
 FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
 
 _MANIFEST = "manifest.json"
+_PARTS = ("part-0.parquet", "part-1.parquet")  # each half of a day, extracted at once
 _NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
 
 _EXACT = Context(prec=60)  # more digits than any sum of quantities has
@@ -63,8 +65,8 @@ class Manifest:
         sum_quantity: exact sum of the valid quantities, as text.
         fingerprint: of the source's rows of the day when it was extracted; see `fingerprint`.
         extracted_at: just before the source was first looked at, as ISO 8601 in UTC.
-        bytes: size of the data file; another size means a damaged partition.
-        previous_bytes: size before a person was erased from it, since a kill can come between
+        files: size in bytes of each data file; another size means a damaged partition.
+        previous_files: sizes before a person was erased from them, since a kill can come between
             the renames of manifest and data.
     """
 
@@ -78,13 +80,21 @@ class Manifest:
     max_created_at: str | None
     fingerprint: str
     extracted_at: str
-    bytes: int
+    files: dict[str, int]
+    previous_files: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
-    previous_bytes: int | None = None
 
-    def fits(self, data: Path) -> bool:
-        """Whether the data file is the one that this manifest is about."""
-        return data.exists() and data.stat().st_size in (self.bytes, self.previous_bytes)
+    @property
+    def bytes(self) -> int:
+        return sum(self.files.values())
+
+    def fits(self, data: Iterable[Path]) -> bool:
+        """Whether the data files are those that this manifest is about."""
+        found = {path.name: path.stat().st_size for path in data}
+        return found.keys() == self.files.keys() and all(
+            size in (self.files[name], self.previous_files.get(name))
+            for name, size in found.items()
+        )
 
 
 def fingerprint(rows: int, total: Decimal, last: datetime | None) -> str:
@@ -93,9 +103,14 @@ def fingerprint(rows: int, total: Decimal, last: datetime | None) -> str:
     return f"{rows} {total.normalize(_EXACT):f} {moment}"
 
 
-def data_path(folder: Path, day: date) -> Path:
-    """The Parquet file of a day; its manifest lies beside it."""
-    return folder / f"usage_date={day}" / "part-0.parquet"
+def partition(folder: Path, day: date) -> Path:
+    """The directory of a day: its data files and their manifest."""
+    return folder / f"usage_date={day}"
+
+
+def data_files(folder: Path, day: date) -> list[Path]:
+    """The Parquet files of a day; none when it was never landed."""
+    return sorted(partition(folder, day).glob("part-*.parquet"))
 
 
 def check_range(settings: Settings, days: DayRange) -> None:
@@ -158,10 +173,10 @@ def land_events(
                 if other and other != before[day] and other.extracted_at > mine.extracted_at:
                     landed[at] = other
                     continue
-                extracted, target = data_path(work, day), data_path(settings.events_dir, day)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                extracted.replace(target)
-                extracted.with_name(_MANIFEST).replace(target.with_name(_MANIFEST))
+                extracted, target = partition(work, day), partition(settings.events_dir, day)
+                target.mkdir(parents=True, exist_ok=True)
+                for name in (*_PARTS, _MANIFEST):
+                    (extracted / name).replace(target / name)
     return landed
 
 
@@ -217,7 +232,7 @@ def land_snapshots(
                 )
                 others = [c for c in columns if c not in ids]
                 query = f"select {remote} from ({source_query(table)}) as source"
-                select = f"select {', '.join([*texts, *others, *dates])} from {source.scan(query)}"
+                select = f"select {', '.join([*texts, *others, *dates])} from {_scan(query)}"
                 path = work / f"{table}.parquet"
                 _copy(source.db, f"({select})", path)
                 _leave_out_erased(settings, table, path)
@@ -247,16 +262,15 @@ def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
     Raises:
         UsagePipelineError: a landed file cannot be read.
     """
-    files = [data_path(settings.events_dir, day) for day in partitions(settings)]
-    existing = [str(path) for path in files if path.exists()]
-    if not existing:
+    files = [path for folder in partitions(settings).values() for path in folder.glob("part-*")]
+    if not files:
         return []
     with warehouse.connect(settings, ":memory:") as db:
         try:
             rows = db.execute(
                 "select distinct cast(usage_date as date) from read_parquet($1, hive_partitioning ="
                 f" true) where {erased_users.events_that_name(user_id)} order by 1",
-                [existing],
+                [list(map(str, files))],
             ).fetchall()
         except duckdb.Error as error:
             raise UsagePipelineError(
@@ -281,23 +295,25 @@ def erase_user(
         progress: called with each rewritten day.
     """
     with warehouse.scratch(settings) as work:
-        staged = work / "without.parquet"
         for table in SNAPSHOTS:
-            path = settings.landing_dir / f"{table}.parquet"
+            path, staged = settings.landing_dir / f"{table}.parquet", work / f"{table}.parquet"
             if path.exists() and table in erased_users.PERSON_COLUMNS:
                 erased_users.rewrite(settings, table, path, [user_id], staged)
                 staged.replace(path)
         for day in days:
-            data, manifest = data_path(settings.events_dir, day), _manifest(settings, day)
-            erased_users.rewrite(settings, "usage_events", data, [user_id], staged)
+            data, manifest = data_files(settings.events_dir, day), _manifest(settings, day)
+            without = [work / path.name for path in data]
+            for path, rewritten in zip(data, without, strict=True):
+                erased_users.rewrite(settings, "usage_events", path, [user_id], rewritten)
             # The manifest first, with both sizes: a kill after it leaves no day that looks
             # damaged. One that is damaged must go on looking so.
             if manifest and manifest.fits(data):
-                old, new = data.stat().st_size, staged.stat().st_size
-                manifest = replace(manifest, bytes=new, previous_bytes=old)
+                old, new = (_sizes(files) for files in (data, without))
+                manifest = replace(manifest, files=new, previous_files=old)
                 (work / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
-                (work / _MANIFEST).replace(data.with_name(_MANIFEST))
-            staged.replace(data)
+                (work / _MANIFEST).replace(data[0].with_name(_MANIFEST))
+            for path, rewritten in zip(data, without, strict=True):
+                rewritten.replace(path)
             progress(day)
 
 
@@ -332,7 +348,7 @@ def landed_manifests(settings: Settings) -> dict[date, Manifest]:
 
 def _manifest(settings: Settings, day: date) -> Manifest | None:
     """A day's manifest; None when there is none that can be read."""
-    path = data_path(settings.events_dir, day).with_name(_MANIFEST)
+    path = partition(settings.events_dir, day) / _MANIFEST
     try:
         return _current(json.loads(path.read_text()))
     except (FileNotFoundError, KeyError, TypeError, ValueError):
@@ -356,6 +372,10 @@ def _current(recorded: dict[str, Any]) -> Manifest:
             datetime.fromisoformat(last) if last else None,
         )
         recorded["fingerprint"] = "" if recorded["duplicate_rows"] else known
+    if version < 3:  # with one data file
+        recorded["files"] = {_PARTS[0]: recorded.pop("bytes")}
+        if previous := recorded.pop("previous_bytes", None):
+            recorded["previous_files"] = {_PARTS[0]: previous}
     return Manifest(**{**recorded, "schema_version": SCHEMA_VERSION})
 
 
@@ -446,10 +466,9 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
     days = []
     for day in _landed_days(settings):
         manifest = manifests.get(day)
-        data = data_path(settings.events_dir, day)
         if (
             manifest is None
-            or not manifest.fits(data)
+            or not manifest.fits(data_files(settings.events_dir, day))
             or manifest.timezone != settings.timezone
             or (needs_event_data and not manifest.event_data)
         ):
@@ -470,18 +489,47 @@ def partitions(settings: Settings) -> dict[date, Path]:
 
 @dataclass
 class _Source:
-    """The source attached to an in-memory DuckDB, inside one read-only transaction."""
+    """The source attached to an in-memory DuckDB: read-only transactions of one snapshot.
 
-    db: duckdb.DuckDBPyConnection
-    url: str
+    Attributes:
+        transactions: connections to the DuckDB, each of them in a transaction of its own with a
+            connection of its own to the source; for one half of a day each.
+    """
+
+    transactions: list[duckdb.DuckDBPyConnection]
     columns: dict[str, list[str]]
     unique_ids: bool
     opened_at: datetime
 
-    def scan(self, query: str) -> str:
-        """A table function that runs the query in Postgres, casts and all."""
-        escaped = query.replace("'", "''")
-        return f"postgres_query('app', '{escaped}')"
+    @property
+    def db(self) -> duckdb.DuckDBPyConnection:
+        return self.transactions[0]
+
+
+def _scan(query: str) -> str:
+    """A table function that runs the query in Postgres, casts and all."""
+    escaped = query.replace("'", "''")
+    return f"postgres_query('app', '{escaped}')"
+
+
+def _begin(transactions: Sequence[duckdb.DuckDBPyConnection]) -> None:
+    """Begin in every connection, with the snapshot of the first one."""
+    snapshot = None
+    for db in transactions:
+
+        def execute(statement: str, db: duckdb.DuckDBPyConnection = db) -> None:
+            # Not as a parameter: binding the first one costs the import of pandas.
+            escaped = statement.replace("'", "''")
+            db.execute(f"call postgres_execute('app', '{escaped}')")
+
+        db.execute("begin")
+        if snapshot:
+            execute(f"set transaction snapshot '{snapshot}'")
+        execute(f"set local application_name = '{APPLICATION_NAME}'")
+        execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}'")
+        if not snapshot:
+            exported = _scan("select pg_export_snapshot() as snapshot")
+            ((snapshot,),) = db.execute(f"from {exported}").fetchall()
 
 
 @contextmanager
@@ -503,18 +551,15 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
         try:
             escaped = url.replace("'", "''")
             db.execute(f"attach '{escaped}' as app (type postgres, read_only)")
-            db.execute("begin")
-            for setting, value in (
-                ("application_name", APPLICATION_NAME),
-                ("statement_timeout", STATEMENT_TIMEOUT),
-            ):
-                db.execute(f"call postgres_execute('app', 'set local {setting} = ''{value}''')")
+            transactions = [db, *(db.cursor() for _ in _PARTS[1:])]
             try:
-                yield _Source(db, url, columns, unique, opened_at)
+                _begin(transactions)
+                yield _Source(transactions, columns, unique, opened_at)
             finally:
                 # Not left to closing, which ends the process when the connection is lost.
-                with suppress(duckdb.Error):
-                    db.execute("rollback")
+                for transaction in transactions:
+                    with suppress(duckdb.Error):
+                        transaction.rollback()
         except duckdb.Error as error:
             if warehouse.disk_is_full(error):
                 raise
@@ -546,48 +591,42 @@ def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
 
 def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
     start, end = settings.day_bounds(day)
-    window = f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
-    events = f"({source_query('usage_events')}) as events"
-    winners = f"select * from {events} where {window}"
     raw = None
     if not source.unique_ids:
-        # The same id may stand on another day too; the newest row wins wherever it stands.
-        winners = (
-            f"select * from (select distinct on (id) * from {events} where id in "
-            f"(select id from {events} where {window}) "
-            f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
-            f"union all select * from {events} where {window} and id is null"
-        )
-        figures = source.scan(
-            f"select n, total::text as total, last from (select {_FINGERPRINT} from {events} "
-            f"where {window}) as figures (n, total, last)"
+        figures = _scan(
+            f"select n, total::text as total, last from (select {_FINGERPRINT} from "
+            f"({source_query('usage_events')}) as events where {_between(start, end)}) "
+            "as figures (n, total, last)"
         )
         raw = source.db.execute(f"select n, total, last from {figures}").fetchall()[0]
-    event_data = "event_data::text" if settings.land_event_data else "null::text"
-    query = (
-        f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
-        f"(case when {_FITS} then quantity end)::numeric(38,9) as quantity, "
-        f"case when not ({_FITS}) then quantity::text end as quantity_raw, "
-        f"created_at from ({winners}) as winners"
-    )
-    select = (
-        "select cast(id as varchar) as id, cast(user_id as varchar) as user_id, "
-        "cast(org_id as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
-        f"created_at from {source.scan(query)}"
-    )
-    data = data_path(folder, day)
-    data.parent.mkdir(parents=True, exist_ok=True)
-    _copy(source.db, f"({select})", data)
-    _leave_out_erased(settings, "usage_events", data)
-    # Whole parts and fractions apart: over all event types the sum may leave DECIMAL(38,9).
-    rows, invalid, whole, fraction, last = source.db.execute(
+    noon = start + (end - start) / 2
+    halves = (_between(start, noon), _between(noon, end))
+    target = partition(folder, day)
+    target.mkdir(parents=True)
+    data = [target / name for name in _PARTS]
+
+    def extract(db: duckdb.DuckDBPyConnection, window: str, path: Path) -> None:
+        _copy(db, f"({_landed_events(settings, source, window)})", path)
+        _leave_out_erased(settings, "usage_events", path)
+
+    with ThreadPoolExecutor(len(data)) as threads:
+        try:
+            list(threads.map(extract, source.transactions, halves, data))
+        except BaseException:
+            for db in source.transactions:  # so that nobody waits for the other half
+                db.interrupt()
+            raise
+    # Over all event types the sum may leave DECIMAL(38,9); so quantities that are great, which
+    # are few, are added up as whole parts and fractions.
+    great = "case when abs(quantity) >= 1000000000000000000 then quantity end"
+    rows, invalid, small, whole, fraction, last = source.db.execute(
         "select count(*), count(*) - count(quantity), "
-        "coalesce(sum(cast(trunc(quantity) as decimal(38, 0))), 0), "
-        "coalesce(sum(cast(quantity - trunc(quantity) as decimal(18, 9))), 0), max(created_at) "
-        "from read_parquet(?)",
-        [str(data)],
+        "coalesce(sum(quantity) filter (where abs(quantity) < 1000000000000000000), 0), "
+        f"coalesce(sum(cast(trunc({great}) as decimal(38, 0))), 0), "
+        f"coalesce(sum(cast({great} - trunc({great}) as decimal(18, 9))), 0), max(created_at) "
+        f"from read_parquet('{quoted(target)}/*.parquet')"
     ).fetchall()[0]
-    total = _EXACT.add(whole, fraction)
+    total = _EXACT.add(small, _EXACT.add(whole, fraction))
     manifest = Manifest(
         usage_date=day.isoformat(),
         timezone=settings.timezone,
@@ -601,14 +640,50 @@ def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -
             fingerprint(raw[0], Decimal(raw[1]), raw[2]) if raw else fingerprint(rows, total, last)
         ),
         extracted_at=source.opened_at.isoformat(),
-        bytes=data.stat().st_size,
+        files=_sizes(data),
     )
-    data.with_name(_MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    (target / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
+def _sizes(data: Iterable[Path]) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in data}
+
+
+def _between(start: datetime, end: datetime) -> str:
+    return f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
+
+
+def _landed_events(settings: Settings, source: _Source, window: str) -> str:
+    """The events of a window that count, in the columns of landing, judged and cast in Postgres."""
+    events = f"({source_query('usage_events')}) as events"
+    winners = f"select * from {events} where {window}"
+    if not source.unique_ids:
+        # The same id may stand elsewhere too; the newest row wins wherever it stands.
+        winners = (
+            f"select * from (select distinct on (id) * from {events} where id in "
+            f"(select id from {events} where {window}) "
+            f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
+            f"union all select * from {events} where {window} and id is null"
+        )
+    event_data = "event_data::text" if settings.land_event_data else "null::text"
+    query = (
+        f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
+        f"(case when {_FITS} then quantity end)::numeric(38,9) as quantity, "
+        f"case when not ({_FITS}) then quantity::text end as quantity_raw, "
+        f"created_at from ({winners}) as winners"
+    )
+    return (
+        "select cast(id as varchar) as id, cast(user_id::uuid as varchar) as user_id, "
+        "cast(org_id::uuid as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
+        f"created_at from {_scan(query)}"
+    )
+
+
 def _copy(db: duckdb.DuckDBPyConnection, relation: str, path: Path) -> None:
-    db.execute(f"copy {relation} to '{quoted(path)}' (format parquet, compression zstd)")
+    # This level takes a fifth less work than the usual one, for a twentieth more bytes.
+    how = "format parquet, compression zstd, compression_level 1"
+    db.execute(f"copy {relation} to '{quoted(path)}' ({how})")
 
 
 def _leave_out_erased(settings: Settings, table: str, file: Path) -> None:

@@ -354,8 +354,7 @@ def _days(batch: Sequence[landing.Manifest]) -> list[date]:
 
 def _files(folder: Path, days: Sequence[date]) -> list[Path]:
     """The days' files; a day that was never landed has none."""
-    paths = [landing.data_path(folder, day) for day in days]
-    return [path for path in paths if path.exists()]
+    return [path for day in days for path in landing.data_files(folder, day)]
 
 
 def _listed(files: Sequence[Path]) -> str:

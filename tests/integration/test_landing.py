@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -55,14 +56,13 @@ def partition(settings: Settings, day: date = DAY) -> Path:
     return settings.events_dir / f"usage_date={day}"
 
 
-def test_a_partition_is_one_parquet_file_with_a_manifest(
-    source: AppDatabase, make_settings: Any
-) -> None:
+def test_a_partition_is_two_halves_with_a_manifest(source: AppDatabase, make_settings: Any) -> None:
     settings = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_TIMEZONE="America/New_York")
     (manifest,) = land_events(settings, [DAY])
     assert sorted(path.name for path in partition(settings).iterdir()) == [
         "manifest.json",
         "part-0.parquet",
+        "part-1.parquet",
     ]
     assert (manifest.rows, manifest.invalid_rows, manifest.duplicate_rows) == (3, 1, 0)
     assert Decimal(manifest.sum_quantity) == Decimal("3.500000001")  # NaN adds nothing
@@ -70,13 +70,19 @@ def test_a_partition_is_one_parquet_file_with_a_manifest(
     assert landed_manifests(settings) == {DAY: manifest}
     rows = duckdb.sql(
         f"select id[-1], event_data, quantity, quantity_raw"
-        f" from '{partition(settings)}/part-0.parquet' order by id"
+        f" from '{partition(settings)}/part-*.parquet' order by id"
     ).fetchall()
     assert rows == [
         ("1", '{"ms": 1}', Decimal("1.500000000"), None),
         ("2", None, Decimal("2.000000001"), None),
         ("3", None, None, "NaN"),
     ]
+    # The clock goes forward: half of these 23 hours are over at 16:30 UTC.
+    halves = duckdb.sql(
+        f"select id[-1], filename[-14:] from read_parquet('{partition(settings)}/part-*.parquet',"
+        " filename = true) order by id"
+    ).fetchall()
+    assert halves == [("1", "part-0.parquet"), ("2", "part-1.parquet"), ("3", "part-0.parquet")]
 
 
 def test_a_day_without_events_is_an_empty_partition(
@@ -86,7 +92,7 @@ def test_a_day_without_events_is_an_empty_partition(
     (manifest,) = land_events(settings, [date(2024, 3, 12)])
     assert (manifest.rows, manifest.max_created_at) == (0, None)
     assert Decimal(manifest.sum_quantity) == 0
-    data = partition(settings, date(2024, 3, 12)) / "part-0.parquet"
+    data = partition(settings, date(2024, 3, 12)) / "part-*.parquet"
     assert duckdb.sql(f"select count(*) from '{data}'").fetchall() == [(0,)]
 
 
@@ -95,7 +101,7 @@ def test_event_data_stays_in_the_source_where_it_is_not_wanted(
 ) -> None:
     settings = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_LAND_EVENT_DATA=False)
     land_events(settings, [DAY])
-    data = partition(settings) / "part-0.parquet"
+    data = partition(settings) / "part-*.parquet"
     assert duckdb.sql(f"select count(*), count(event_data) from '{data}'").fetchall() == [(2, 0)]
     assert days_to_repair(settings, needs_event_data=False) == []
     assert days_to_repair(settings, needs_event_data=True) == [DAY]
@@ -108,12 +114,22 @@ def test_a_day_of_an_older_release_is_taken_over_and_of_a_newer_one_refused(
     (landed,) = land_events(settings, [DAY])
     manifest = partition(settings) / "manifest.json"
     recorded = json.loads(manifest.read_text())
-    del recorded["fingerprint"]
-    manifest.write_text(json.dumps(recorded | {"schema_version": 1}))
+    # They had one file.
+    first, second = (partition(settings) / f"part-{half}.parquet" for half in (0, 1))
+    duckdb.read_parquet([str(first), str(second)]).write_parquet(str(partition(settings) / "one"))
+    (partition(settings) / "one").replace(first)
+    second.unlink()
+    size = first.stat().st_size
+    del recorded["fingerprint"], recorded["files"], recorded["previous_files"]
+    manifest.write_text(json.dumps(recorded | {"schema_version": 1, "bytes": size}))
 
-    assert landed_manifests(settings) == {DAY: landed}
+    taken_over = replace(landed, files={"part-0.parquet": size})
+    assert landed_manifests(settings) == {DAY: taken_over}
     assert days_to_repair(settings, needs_event_data=True) == []
     assert changed_days(settings, DayRange(DAY, DAY + timedelta(days=1))) == {}
+    land_events(settings, [DAY])
+    assert first.exists() and second.exists()
+    assert days_to_repair(settings, needs_event_data=True) == []
 
     manifest.write_text(json.dumps(recorded | {"schema_version": 99}))
     with pytest.raises(UsagePipelineError, match=r"2024-03-10 was landed by a newer release"):

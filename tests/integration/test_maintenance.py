@@ -24,7 +24,7 @@ from support import (
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.exports import export_user_events
-from usage_pipeline.landing import changed_days, check_range, data_path, days_to_repair
+from usage_pipeline.landing import changed_days, check_range, days_to_repair, partition
 from usage_pipeline.maintenance import Removed, remove_landed_days, remove_old_files
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
@@ -128,7 +128,7 @@ def test_only_days_that_no_total_depends_on_are_removed_from_landing(
     size = sum(
         file.stat().st_size
         for on in ("2024-03-29", "2024-03-30")
-        for file in data_path(moved.events_dir, date.fromisoformat(on)).parent.iterdir()
+        for file in partition(moved.events_dir, date.fromisoformat(on)).iterdir()
     )
     assert remove_landed_days(short) == Removed(count=2, bytes=size, kept=2)
     assert partitions(moved) == ["2024-03-31", "2024-04-01"]

@@ -147,7 +147,7 @@ def test_events_that_no_meter_counts_are_compared(world: World) -> None:
 
 
 def test_tampered_landing_and_tampered_published_numbers_are_found(world: World) -> None:
-    path = world.settings.events_dir / f"usage_date={world.day}" / "part-0.parquet"
+    path = world.settings.events_dir / f"usage_date={world.day}" / "part-1.parquet"
     landed = path.read_bytes()
     with duckdb.connect() as db:
         db.execute(

@@ -29,7 +29,7 @@ from support import (
 )
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import data_path, land_events, landed_manifests
+from usage_pipeline.landing import data_files, land_events, landed_manifests
 from usage_pipeline.meters import EVENT_TYPES
 from usage_pipeline.rollup import blocking_failures
 from usage_pipeline.settings import Settings
@@ -401,7 +401,8 @@ def test_the_source_sees_who_reads_and_that_it_only_reads(
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
     land_events(settings, [date(2024, 3, 31)])
     with duckdb.connect() as db:
-        landed = db.read_parquet(str(data_path(settings.events_dir, date(2024, 3, 31))))
+        files = data_files(settings.events_dir, date(2024, 3, 31))
+        landed = db.read_parquet(list(map(str, files)))
         ((event_data,),) = landed.select("event_data").fetchall()
     assert json.loads(event_data) == {
         "application_name": "usage-pipeline",

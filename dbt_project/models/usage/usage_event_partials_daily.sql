@@ -5,10 +5,11 @@ with events as (
     where {{ in_window('usage_date') }} and is_valid
 )
 
+-- Ids become UUIDs once a group, not once an event: half the work.
 select
     usage_date,
-    user_id,
-    org_id,
+    cast(user_key as uuid) as user_id,
+    cast(org_key as uuid) as org_id,
     event_type,
     count(*) as event_count,
     cast(sum(quantity) as decimal(38, 9)) as sum_quantity,
@@ -17,4 +18,4 @@ select
     min(created_at) as first_event_at,
     max(created_at) as last_event_at
 from events
-group by usage_date, user_id, org_id, event_type
+group by usage_date, user_key, org_key, event_type

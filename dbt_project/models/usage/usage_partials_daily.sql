@@ -3,26 +3,35 @@
 {% set by_event_type = ref('usage_event_partials_daily') %}
 
 with plain as (
-    {% for meter in plain_meters() %}
     select
-        usage_date,
-        user_id,
-        org_id,
-        '{{ meter.key }}' as metric_type,
-        event_count,
-        sum_quantity,
-        min_quantity,
-        max_quantity,
+        days.usage_date,
+        days.user_id,
+        days.org_id,
+        plain_meters.metric_type,
+        days.event_count,
+        days.sum_quantity,
+        days.min_quantity,
+        days.max_quantity,
         cast(null as decimal(38, 9)) as latest_quantity,
         cast(null as {{ text_type() }}) as latest_event_id,
-        first_event_at,
-        last_event_at
-    from {{ by_event_type }}
-    where {{ in_window('usage_date') }} and event_type = '{{ meter.event_type }}'
-    {% if not loop.last %} union all {% endif %}
-    {% else %}
-    select * from {{ empty_partials() }}
-    {% endfor %}
+        days.first_event_at,
+        days.last_event_at
+    from {{ by_event_type }} as days
+    inner join (
+        {% for meter in plain_meters() %}
+        select
+            '{{ meter.event_type }}' as event_type,
+            '{{ meter.key }}' as metric_type
+        {% if not loop.last %} union all {% endif %}
+        {% else %}
+        select
+            '' as event_type,
+            '' as metric_type
+        where false
+        {% endfor %}
+    ) as plain_meters
+        on days.event_type = plain_meters.event_type
+    where {{ in_window('days.usage_date') }}
 ),
 
 own_pass as (
