@@ -15,6 +15,7 @@ from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks import GATE, GATE_ASSET
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
+from usage_pipeline.orchestration.storage import BulkEventLogStorage
 from usage_pipeline.settings import load_settings
 
 PERSON = "7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90"
@@ -103,3 +104,15 @@ def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
     assert snapshot_query(
         settings, "select month, total_quantity from platform_usage_monthly order by 1"
     ) == [(range_.start.replace(day=1), 1), (range_.end.replace(day=1), 2)]
+
+
+def test_a_table_or_column_that_a_migration_adds_is_found(new_database: Any) -> None:
+    database: AppDatabase = new_database(schema=False)
+    storage = BulkEventLogStorage(database.url)
+    assert storage.has_asset_key_col("last_run_id")
+    assert not storage.has_table("dynasties")
+    assert not storage.has_asset_key_col("dynasty")
+    database.execute("create table dynasties (id int)")
+    database.execute("alter table asset_keys add dynasty text")
+    assert storage.has_table("dynasties")
+    assert storage.has_asset_key_col("dynasty")
