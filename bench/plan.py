@@ -71,14 +71,23 @@ class Run:
         self._url = self.server.url()
 
     def everything(self, parts: tuple[str, ...]) -> None:
-        """Generate the data and run the parts, interleaved, as often as the shape says."""
+        """Generate the data and run the parts, interleaved, as often as the shape says.
+
+        An interrupt after the first round ends it with what is measured.
+        """
         self._measure("generate", "data:generate", url=self._url, **self.shape.arguments())
         self.server.execute("vacuum (analyze)")
         self.postgres_version, self.cells, self.event_data = self.server.facts(BIG_DAY)
         for round_ in range(self.shape.repeats):
-            for part in parts:
-                getattr(self, f"_{part}")(round_)
-                shutil.rmtree(self._scratch, ignore_errors=True)
+            try:
+                for part in parts:
+                    getattr(self, f"_{part}")(round_)
+                    shutil.rmtree(self._scratch, ignore_errors=True)
+            except KeyboardInterrupt:
+                if not round_:
+                    raise
+                _say(f"interrupted in round {round_ + 1}; the medians are of what was measured")
+                break
 
     def median(self, key: str, figure: str = "seconds") -> float | None:
         """Median over the rounds of a measurement's attribute or figure; None without one."""
@@ -283,6 +292,8 @@ class Run:
             "USAGE_HOME": str(home),
             "USAGE_APP_DATABASE_URL": self._url,
             "USAGE_PUBLISH_SCHEMA": f"pub_{name}",
+            # The benchmark's days are as recent as last night's: the checks ask the source too.
+            "USAGE_LOOKBACK_DAYS": "3650",
             "DAGSTER_PG_URL": self.server.url(f"dagster_{name}"),
             **({"USAGE_START_DATE": str(start)} if start else {}),
             **settings,
