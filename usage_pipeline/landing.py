@@ -262,7 +262,7 @@ def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
     Raises:
         UsagePipelineError: a landed file cannot be read.
     """
-    files = [path for folder in partitions(settings).values() for path in folder.glob("part-*")]
+    files = [file for day in partitions(settings) for file in data_files(settings.events_dir, day)]
     if not files:
         return []
     with warehouse.connect(settings, ":memory:") as db:
