@@ -45,7 +45,7 @@ $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.lock
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
-bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; an hour of a quiet machine.
+bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; over an hour of a quiet machine.
 	$(BIN)/python -m bench --output docs
 
 bench-quick: $(VENV)/.bench-installed ## A tenth of the data, once; without growth, exports and demo.
