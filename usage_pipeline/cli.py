@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, timedelta
@@ -20,8 +21,9 @@ from rich.table import Column, Table
 
 from usage_pipeline import app_db, diagnosis, erasure, exports, landing
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.meters import load_meters
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.settings import Settings, load_settings
+from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, load_settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 app = typer.Typer(
@@ -29,7 +31,7 @@ app = typer.Typer(
     epilog="`--debug`, anywhere, shows the traceback of a failure.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app_db_commands = typer.Typer(
@@ -47,16 +49,22 @@ DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a date; write YYYY-MM-DD") from None
+    if day < FIRST_POSSIBLE_DAY:
+        raise typer.BadParameter(f"{text} is before {FIRST_POSSIBLE_DAY}, the first possible day")
+    return day
 
 
 def _month(text: str) -> date:
     try:
-        return date.fromisoformat(f"{text}-01")
+        month = date.fromisoformat(f"{text}-01")
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a month; write YYYY-MM") from None
+    if month < FIRST_POSSIBLE_DAY:
+        raise typer.BadParameter(f"{text} is before {FIRST_POSSIBLE_DAY}, the first possible day")
+    return month
 
 
 FirstDay = Annotated[
@@ -87,13 +95,20 @@ def _show(steps: Rollup, progress: Progress, task: TaskID) -> None:
     )
 
 
+def _settings() -> Settings:
+    """Settings and meters that are valid, before anything is begun."""
+    settings = load_settings()
+    load_meters(settings)
+    return settings
+
+
 @app_db_commands.command("init")
 def app_db_init() -> None:
     """Create the source schema where it is absent.
 
     Example: `usage-pipeline app-db init`
     """
-    settings = load_settings()
+    settings = _settings()
     app_db.create_schema(app_db.app_database_url(settings))
     out.print("The application's tables are there.")
 
@@ -109,7 +124,7 @@ def load_sample(
 
     Example: `usage-pipeline app-db load-sample --events 1000000 --days 365 --users 5000 --seed 1`
     """
-    settings = load_settings()
+    settings = _settings()
     _load_sample(settings, events, days, users, seed)
 
 
@@ -143,7 +158,7 @@ def rollup(
 
     Example: `usage-pipeline rollup --start 2026-05-01 --end 2026-06-01`
     """
-    settings = load_settings()
+    settings = _settings()
     days = _days(settings, start, end)
     started = time.perf_counter()
     run_ids, stages = _rollup(settings, days)
@@ -180,9 +195,7 @@ def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
 
 def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, float]]:
     """Run ids, and seconds by stage."""
-    # Before Dagster's and dbt's seconds of imports: an unreachable source fails at once.
-    with app_db.connect(app_db.app_database_url(settings)):
-        pass
+    _require_databases(settings)
     with _progress("starting") as (progress, task):
         from usage_pipeline.definitions import build_defs
         from usage_pipeline.orchestration.launch import run_rollup
@@ -193,13 +206,27 @@ def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, fl
         return run_rollup(defs, settings, days), steps.timings.seconds
 
 
+def _require_databases(settings: Settings) -> None:
+    """Before Dagster's and dbt's seconds of imports: an unreachable database fails at once."""
+    with app_db.connect(app_db.app_database_url(settings)):
+        pass
+    with app_db.connect(app_db.dagster_database_url(settings), "DAGSTER_PG_URL"):
+        pass
+
+
 def _print_totals(settings: Settings, days: DayRange) -> None:
     table = Table(title="Published totals by month")
     for heading in ("month", "metric", "total", "events", "users"):
-        table.add_column(heading, justify="left" if heading in ("month", "metric") else "right")
+        table.add_column(
+            heading,
+            justify="left" if heading in ("month", "metric") else "right",
+            overflow="fold",
+        )
     rows = diagnosis.monthly_totals(settings, days.whole_months())
     for month, metric, total, events, users in rows[-42:]:
-        table.add_row(f"{month:%Y-%m}", metric, f"{total:,}", f"{events:,}", f"{users:,}")
+        table.add_row(
+            f"{month:%Y-%m}", metric, diagnosis.spelled(total), f"{events:,}", f"{users:,}"
+        )
     out.print(table)
     if len(rows) > 42:
         out.print(f"({len(rows) - 42} earlier rows are in platform_usage_monthly.)")
@@ -212,13 +239,19 @@ def _print_totals(settings: Settings, days: DayRange) -> None:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also in the empty database of USAGE_APP_DATABASE_URL.")
+    ] = False,
+) -> None:
     """Embedded Postgres, a sample history, everything rolled up, a summary.
 
     Example: `usage-pipeline demo`
     """
-    settings = load_settings()
+    settings = _settings()
     url = app_db.app_database_url(settings)
+    if settings.app_database_url:
+        _require_empty(url, yes)
     app_db.create_schema(url)
     if diagnosis.count_users(url):
         out.print("The source already holds data; rolling that up.")
@@ -233,6 +266,21 @@ def demo() -> None:
     out.print("Next: `make up` for the UI at http://127.0.0.1:3000, or `usage-pipeline status`.")
 
 
+def _require_empty(url: str, confirmed: bool) -> None:
+    """A sample never comes into a database that somebody uses, nor unasked into one of theirs."""
+    if not confirmed:
+        raise UsagePipelineError(
+            "USAGE_APP_DATABASE_URL names a database, and the demo would write a sample into it",
+            "Unset it for the embedded one, use `usage-pipeline rollup` for your own data, or "
+            "confirm an empty test database with --yes",
+        )
+    if tables := diagnosis.tables_with_rows(url):
+        raise UsagePipelineError(
+            f"The database of USAGE_APP_DATABASE_URL is not empty: it has {', '.join(tables[:5])}",
+            "Use `usage-pipeline rollup` for your own data, or give the demo an empty database",
+        )
+
+
 @app.command()
 def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
     """Webserver and daemon on 127.0.0.1, schedules and sensors running.
@@ -241,10 +289,9 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
     """
     from usage_pipeline.orchestration.launch import prepare_dagster_home, webserver_command
 
-    settings = load_settings()
+    settings = _settings()
     prepare_dagster_home(settings)
-    app_db.dagster_database_url(settings)
-    app_db.app_database_url(settings)
+    _require_databases(settings)
     out.print(f"Dagster at http://127.0.0.1:{port} (stop with Ctrl-C)")
     server = subprocess.Popen(
         webserver_command(port),
@@ -274,7 +321,7 @@ def reconcile(
 
     Example: `usage-pipeline reconcile --start 2026-05-01 --end 2026-06-01`
     """
-    settings = load_settings()
+    settings = _settings()
     days = _days(settings, start, end)
     with _progress("reading the source", len(days.days())) as (progress, task):
         lines = Rollup(settings).reconcile(days, lambda day: progress.advance(task))
@@ -321,7 +368,7 @@ def export(
 
     Example: `usage-pipeline export --month 2026-05`
     """
-    settings = load_settings()
+    settings = _settings()
     if events:
         if user is None:
             raise typer.BadParameter("--events needs --user UUID")
@@ -346,7 +393,7 @@ def erase_user(
 
     Example: `usage-pipeline erase-user 7f1c9d52-0000-4000-8000-000000000000 --dry-run`
     """
-    settings = load_settings()
+    settings = _settings()
     with _progress("searching") as (progress, task):
         rollup = Rollup(settings)
         _show(rollup, progress, task)
@@ -385,7 +432,7 @@ def status() -> None:
     from usage_pipeline.definitions import build_defs
     from usage_pipeline.orchestration.state import asset_states
 
-    settings = load_settings()
+    settings = _settings()
     summary = diagnosis.summary(settings)
     for line in summary.lines:
         out.print(line, soft_wrap=True)
@@ -424,10 +471,20 @@ def main() -> None:
         sys.argv.remove("--debug")
     try:
         app()
-    except UsagePipelineError as error:
+    except Exception as error:
         if debug:
-            raise
-        _print_error(error)
+            # Written here, since the causes of a failure may quote a connection string.
+            sys.stderr.write(app_db.redact(traceback.format_exc()))
+        elif isinstance(error, UsagePipelineError):
+            _print_error(error)
+        else:
+            first_line = (str(error).splitlines() or [""])[0]
+            _print_error(
+                UsagePipelineError(
+                    app_db.redact(f"Unexpected {type(error).__name__}: {first_line}"),
+                    "Run the same again with --debug, and report what it shows",
+                )
+            )
         sys.exit(1)
 
 

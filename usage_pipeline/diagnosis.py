@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import duckdb
+from psycopg2 import sql
+from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline import landing, warehouse
 from usage_pipeline.app_db import (
@@ -19,6 +21,7 @@ from usage_pipeline.app_db import (
 )
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.served_tables import SERVED_TABLES
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
@@ -72,6 +75,29 @@ def unknown_event_types(settings: Settings, age: timedelta) -> list[tuple[str, i
         ).fetchall()
 
 
+def spelled(quantity: Decimal) -> str:
+    """A quantity for people: `4,439` and `0.5`, exact, without zeros that say nothing."""
+    return f"{quantity:,.9f}".rstrip("0").rstrip(".")
+
+
+def tables_with_rows(url: str) -> list[str]:
+    """Tables of a database that hold rows, Postgres's own left out, as `schema.table`."""
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select format('%I.%I', nspname, relname) from pg_class "
+            "join pg_namespace on pg_namespace.oid = relnamespace where relkind in ('r', 'p', 'f') "
+            "and nspname not in ('pg_catalog', 'information_schema') and nspname !~ '^pg_' "
+            "order by 1"
+        )
+        tables = [name for (name,) in cursor.fetchall()]
+        found = []
+        for table in tables:
+            cursor.execute(f"select exists (select from {table})")
+            if (cursor.fetchone() or (False,))[0]:
+                found.append(table)
+        return found
+
+
 def count_users(url: str) -> int:
     """Users in the source."""
     with connect(url) as connection, connection.cursor() as cursor:
@@ -123,7 +149,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _probe("meters file", lambda: f"{len(Rollup(settings).transformer.meters)} meters")
     yield from _source(settings)
     yield from _probe("publish database", lambda: _publish(settings))
-    yield from _probe("Dagster storage", lambda: _version(dagster_database_url(settings)))
+    yield from _probe("Dagster storage", lambda: _storage(dagster_database_url(settings)))
     yield from _probe("Postgres extension of DuckDB", lambda: _extension(settings))
     settings.home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.home).free
@@ -176,35 +202,46 @@ def _readable(url: str, table: str) -> str:
         return "readable"
 
 
-def _version(url: str) -> str:
+def _storage(url: str) -> str:
     with connect(url, "DAGSTER_PG_URL") as connection, connection.cursor() as cursor:
         cursor.execute("select current_setting('server_version')")
-        return f"Postgres {(cursor.fetchone() or ('?',))[0]}"
+        version = (cursor.fetchone() or ("?",))[0]
+        cursor.execute("create table usage_pipeline_doctor (); drop table usage_pipeline_doctor")
+        _require_owner(cursor, "current_schema()", "runs")
+    return f"Postgres {version}, can be written"
 
 
 def _publish(settings: Settings) -> str:
+    """Does what a publish does, in a transaction that is undone."""
     schema = settings.publish_schema
     url = publish_database_url(settings)
     with connect(url, "USAGE_PUBLISH_DATABASE_URL") as connection, connection.cursor() as cursor:
+        cursor.execute("select 1 from pg_namespace where nspname = %s", (schema,))
+        if cursor.fetchone() is None:
+            cursor.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+        cursor.execute("create temp table usage_pipeline_doctor () on commit drop")
         cursor.execute(
-            "select exists (select 1 from pg_namespace where nspname = %s), "
-            "has_database_privilege(current_database(), 'CREATE')",
-            (schema,),
+            sql.SQL("create table {} ()").format(sql.Identifier(schema, "usage_pipeline_doctor"))
         )
-        exists, may_create = cursor.fetchone() or (False, False)
-        if exists:
-            cursor.execute("select has_schema_privilege(%s, 'CREATE')", (schema,))
-            if not (cursor.fetchone() or (False,))[0]:
-                raise UsagePipelineError(
-                    f"The role may not create tables in schema {schema}",
-                    f"Run: grant create, usage on schema {schema} to the role",
-                )
-        elif not may_create:
-            raise UsagePipelineError(
-                f"Schema {schema} is absent and the role may not create it",
-                f"Run: create schema {schema} authorization the role",
-            )
+        for table in ("snapshot", *(table.name for table in SERVED_TABLES)):
+            _require_owner(cursor, "%s", table, schema)
+        connection.rollback()
     return f"schema {schema} can be written"
+
+
+def _require_owner(cursor: Cursor, schema: str, table: str, *parameters: str) -> None:
+    """Only an owner can truncate, index and replace a table."""
+    cursor.execute(
+        "select pg_get_userbyid(relowner), current_user from pg_class "
+        f"join pg_namespace on pg_namespace.oid = relnamespace and nspname = {schema} "
+        "where relname = %s and not pg_has_role(relowner, 'USAGE')",
+        (*parameters, table),
+    )
+    if row := cursor.fetchone():
+        raise UsagePipelineError(
+            f"Table {table} belongs to the role {row[0]}, not to {row[1]}",
+            f"Run: alter table {table} owner to {row[1]}, or connect as {row[0]}",
+        )
 
 
 def _extension(settings: Settings) -> str:

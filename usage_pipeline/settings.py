@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+import re
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
+import psycopg2
+import psycopg2.extensions
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -16,20 +19,31 @@ from usage_pipeline.errors import UsagePipelineError
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = PROJECT_DIR / "dbt_project"
 
+FIRST_POSSIBLE_DAY = date(1970, 1, 1)
+# Both are whatever the machine says, and the leap-second zones are no local time at all.
+_NO_ZONES = re.compile(r"localtime|posixrules|Factory|(posix|right)/.*", re.IGNORECASE)
+_POSTGRES_URL = (
+    "a URL such as postgresql://user:password@host:5432/app, with the characters @ : / ? # % of a "
+    "password percent-encoded (%40 is @), and no parameter that libpq does not know"
+)
+
 _ACCEPTED = {
-    "usage_app_database_url": "a URL such as postgresql://user@host:5432/app",
-    "usage_publish_database_url": "a URL such as postgresql://user@host:5432/app",
-    "dagster_pg_url": "a URL such as postgresql://user@host:5432/dagster",
+    "usage_app_database_url": _POSTGRES_URL,
+    "usage_publish_database_url": _POSTGRES_URL,
+    "dagster_pg_url": _POSTGRES_URL,
     "usage_failure_webhook_url": "a URL such as https://hooks.example.com/usage",
-    "usage_publish_schema": "a lower-case SQL identifier, for example usage",
+    "usage_publish_schema": (
+        "a lower-case SQL identifier, for example usage; the schema is the pipeline's alone, so "
+        "public and the schemas of Postgres are refused"
+    ),
     "usage_timezone": "an IANA time zone such as UTC or America/New_York",
-    "usage_start_date": "a date as YYYY-MM-DD",
+    "usage_start_date": "a date as YYYY-MM-DD, from 1970-01-01 to today",
     "usage_land_event_data": "true or false",
     "usage_lookback_days": "a number of days from 1 to 3650",
     "usage_landing_retention_days": "a number of days from 1 to 36500; unset keeps every day",
     "usage_run_retention_days": "a number of days from 1 to 36500",
-    "usage_home": "a directory path",
-    "usage_meters_file": "the path of a YAML file",
+    "usage_home": "the path of a directory, which need not exist yet",
+    "usage_meters_file": "the path of an existing YAML file",
 }
 _SECRET_VARIABLES = {
     "usage_app_database_url",
@@ -82,11 +96,48 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("home")
+    @classmethod
+    def _directory(cls, value: Path) -> Path:
+        existing = next(path for path in (value, *value.parents) if path.exists())
+        if not existing.is_dir():
+            raise ValueError("a file is in the way")
+        return value
+
+    @field_validator("meters_file")
+    @classmethod
+    def _existing(cls, value: Path) -> Path:
+        if not value.is_file():
+            raise ValueError("no such file")
+        return value
+
+    @field_validator("publish_schema")
+    @classmethod
+    def _own_schema(cls, value: str) -> str:
+        if value in ("public", "information_schema") or value.startswith("pg_"):
+            raise ValueError("not the pipeline's own")
+        return value
+
+    @field_validator("start_date", mode="before")
+    @classmethod
+    def _plain_date(cls, value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+            raise ValueError("not a date")  # a number would be taken for seconds since 1970
+        return value
+
+    @field_validator("start_date")
+    @classmethod
+    def _possible_date(cls, value: date) -> date:
+        # A day more, because it is tomorrow already in some zones.
+        if not FIRST_POSSIBLE_DAY <= value <= datetime.now(UTC).date() + timedelta(days=1):
+            raise ValueError("out of range")
+        return value
+
     @field_validator("app_database_url", "publish_database_url", "dagster_pg_url")
     @classmethod
     def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("not a postgresql:// URL")
+        if value:
+            _check_postgres_url(value.get_secret_value())
         return value
 
     @field_validator("failure_webhook_url")
@@ -103,6 +154,8 @@ class Settings(BaseSettings):
             ZoneInfo(value)
         except (KeyError, ValueError, OSError) as error:
             raise ValueError("unknown time zone") from error
+        if _NO_ZONES.fullmatch(value):
+            raise ValueError("not a zone that means the same on every machine")
         return value
 
     @cached_property
@@ -166,6 +219,30 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Temporary files; on the same file system as the outputs, so that renames are atomic."""
         return self.home / "tmp"
+
+
+def _check_postgres_url(url: str) -> None:
+    """Refuse what libpq does not read, or reads otherwise than it was meant.
+
+    An unencoded `/` or `@` in a password moves a part of it into the host, port or database name,
+    which error messages show.
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("not a postgresql:// URL")
+    _, _, address = url.partition("://")
+    user_to_database, _, _ = address.partition("?")
+    user_to_port, _, database = user_to_database.partition("/")
+    try:
+        parts = psycopg2.extensions.parse_dsn(url)
+    except psycopg2.Error:
+        raise ValueError("not read by libpq") from None  # whose message may show the password
+    ports = str(parts.get("port", "")).split(",")
+    if (
+        user_to_port.count("@") > 1
+        or "@" in database
+        or not all(re.fullmatch(r"\d*", port) for port in ports)
+    ):
+        raise ValueError("a special character is not encoded")
 
 
 def load_settings() -> Settings:

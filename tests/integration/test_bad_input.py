@@ -217,6 +217,67 @@ def test_a_broken_meters_file(cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("status",), ("reconcile",), ("export", "--month", "2024-03"), ("demo",), ("up",)],
+)
+def test_no_command_begins_without_its_meters(arguments: tuple[str, ...], cli: CommandLine) -> None:
+    cli.refuses(
+        *arguments,
+        USAGE_METERS_FILE="/nowhere/meters.yml",
+        says="USAGE_METERS_FILE is '/nowhere/meters.yml'",
+        remedy="the path of an existing YAML file",
+    )
+
+
+@pytest.mark.parametrize("command", [("rollup", *RANGE), ("up",)])
+def test_an_unreachable_storage_of_dagster(command: tuple[str, ...], cli: CommandLine) -> None:
+    cli.refuses(
+        *command,
+        DAGSTER_PG_URL=f"postgresql://ada:{PASSWORD}@127.0.0.1:1/dagster",
+        says="127.0.0.1/dagster cannot be reached",
+        remedy="correct DAGSTER_PG_URL",
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ada:{PASSWORD}/ss@127.0.0.1:1/app",
+        f"postgresql://127.0.0.1:1/app?pasword={PASSWORD}",
+    ],
+)
+@pytest.mark.parametrize("variable", ["USAGE_APP_DATABASE_URL", "DAGSTER_PG_URL"])
+def test_a_url_that_is_not_encoded(variable: str, url: str, cli: CommandLine) -> None:
+    cli.refuses(
+        "rollup",
+        *RANGE,
+        **{variable: url},
+        says=f"{variable} is a value that is not shown",
+        remedy="percent-encoded",
+    )
+
+
+def test_a_traceback_shows_no_password(cli: CommandLine) -> None:
+    result = cli(
+        "rollup",
+        *RANGE,
+        "--debug",
+        USAGE_APP_DATABASE_URL=f"postgresql://ada:{PASSWORD}@127.0.0.1:1/app",
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert PASSWORD not in result.stdout + result.stderr
+
+
+def test_a_sample_comes_into_no_database_that_somebody_uses(
+    cli: CommandLine, database: AppDatabase
+) -> None:
+    cli.refuses("demo", says="the demo would write a sample into it", remedy="--yes")
+    cli.refuses("demo", "--yes", says="it has public.usage_events", remedy="usage-pipeline rollup")
+    assert database.query("select count(*) from usage_events") == [(2,)]
+
+
 def test_a_start_after_the_end(cli: CommandLine) -> None:
     cli.refuses(
         "rollup",
@@ -262,6 +323,10 @@ def test_a_day_before_the_first_partition(cli: CommandLine) -> None:
     [
         ("rollup", "--start", "yesterday"),
         ("rollup", "--strat", "2024-03-30"),
+        ("rollup", "--end", "0001-01-01"),
+        ("rollup", "--start", "0001-01-01"),
+        ("rollup", "--start", "9999-12-31", "--end", "9999-12-31"),
+        ("export", "--month", "0001-01"),
         ("roll-up",),
         ("export", "--month", "2024-13"),
         ("export", "--month", "2024-03", "--user", "ada"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from usage_pipeline.app_db import redact
+from usage_pipeline.app_db.connection import where
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import check_range
 from usage_pipeline.settings import Settings, load_settings
@@ -28,6 +29,17 @@ def utc(text: str) -> datetime:
         ("USAGE_TIMEZONE", "../etc/passwd", "America/New_York"),
         ("USAGE_START_DATE", "01.02.2024", "YYYY-MM-DD"),
         ("USAGE_START_DATE", "2024-02-30", "YYYY-MM-DD"),
+        ("USAGE_START_DATE", "1704067200", "YYYY-MM-DD"),
+        ("USAGE_START_DATE", "0001-01-01", "from 1970-01-01 to today"),
+        ("USAGE_START_DATE", "2999-01-01", "from 1970-01-01 to today"),
+        ("USAGE_TIMEZONE", "localtime", "America/New_York"),
+        ("USAGE_TIMEZONE", "right/Europe/Paris", "America/New_York"),
+        ("USAGE_PUBLISH_SCHEMA", "pg_catalog", "schemas of Postgres are refused"),
+        ("USAGE_PUBLISH_SCHEMA", "information_schema", "schemas of Postgres are refused"),
+        ("USAGE_PUBLISH_SCHEMA", "public", "public and the schemas of Postgres are refused"),
+        ("USAGE_HOME", "/dev/null", "the path of a directory"),
+        ("USAGE_HOME", "/etc/hostname/data", "the path of a directory"),
+        ("USAGE_METERS_FILE", "/nowhere/meters.yml", "an existing YAML file"),
         ("USAGE_LAND_EVENT_DATA", "perhaps", "true or false"),
         ("USAGE_LANDING_RETENTION_DAYS", "0", "unset keeps every day"),
         ("USAGE_PUBLISH_SCHEMA", 'usage"; drop schema x', "lower-case SQL identifier"),
@@ -51,11 +63,24 @@ def test_a_bad_value_is_named_with_what_is_accepted(
 @pytest.mark.parametrize(
     "variable", ["USAGE_APP_DATABASE_URL", "USAGE_PUBLISH_DATABASE_URL", "DAGSTER_PG_URL"]
 )
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://ada:{SECRET}@db/app",
+        # An unencoded character makes a host, port or database name of a part of the password.
+        f"postgresql://ada:{SECRET}/ss@db/app",
+        f"postgresql://ada:{SECRET}@ss@db/app",
+        f"postgresql://ada:a/{SECRET}@db/app",
+        f"postgresql://ada:%{SECRET}@db/app",
+        f"postgresql://db/app?pasword={SECRET}",
+        f"postgresql://db:{SECRET}/app",
+    ],
+)
 def test_a_bad_url_is_named_without_its_password(
-    variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    variable: str, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(variable, f"mysql://ada:{SECRET}@db/app")
+    monkeypatch.setenv(variable, url)
     with pytest.raises(UsagePipelineError) as failure:
         load_settings()
     assert variable in str(failure.value)
@@ -63,6 +88,23 @@ def test_a_bad_url_is_named_without_its_password(
     assert SECRET not in str(failure.value)
     assert failure.value.__cause__ is None
     assert failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        (f"postgresql://ada:p%40%2F{SECRET}@db:5432/app", "db/app"),
+        (f"postgresql://ada:{SECRET}@db1:1,db2:2/app?target_session_attrs=any", "db1,db2/app"),
+        ("postgresql://ada@/app?host=/var/run/postgresql", "the local socket/app"),
+        (f"postgres://ada:{SECRET}@[::1]:5432/app?sslmode=require", "::1/app"),
+    ],
+)
+def test_a_good_url_is_taken_and_named_without_its_password(
+    url: str, place: str, make_settings: Any
+) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=url)
+    assert settings.app_database_url.get_secret_value() == url
+    assert where(url) == place
 
 
 def test_settings_do_not_show_their_secrets(make_settings: Any) -> None:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from urllib.parse import urlsplit
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import parse_dsn
 
 from usage_pipeline.errors import UsagePipelineError
 
@@ -25,8 +25,9 @@ def redact(text: str) -> str:
 
 def where(url: str) -> str:
     """Host and database of a URL, for messages; never user or password."""
-    parts = urlsplit(url)
-    return f"{parts.hostname or 'the local socket'}{parts.path}"
+    parts = parse_dsn(url)
+    host = parts.get("host", "/")
+    return f"{'the local socket' if host.startswith('/') else host}/{parts.get('dbname', '')}"
 
 
 @contextmanager
@@ -77,7 +78,7 @@ _DIAGNOSES: tuple[tuple[str, str, str], ...] = (
     (
         r"permission denied",
         "{place} denies a privilege: {text}",
-        "Grant it to the role of {variable}; `usage-pipeline doctor` lists what is needed",
+        "Grant it to the role of {variable}; `usage-pipeline doctor` checks all that is needed",
     ),
     (r"database .* does not exist", "{text}", "Create it, or correct {variable}"),
     (
