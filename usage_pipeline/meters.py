@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ AGGREGATIONS = ("sum", "count", "unique_count", "max", "min", "avg", "latest")
 _SNAKE_CASE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _EVENT_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,127}")
 _PATH_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_-]*)|\[(\d{1,4})\]")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _KEYS = {
     "key",
     "event_type",
@@ -148,6 +150,15 @@ def json_path(path: str) -> str:
     return "$" + "".join(f'."{name}"' if name else f"[{index}]" for name, index in steps)
 
 
+def spelled_number(text: str) -> str:
+    """A JSON number as filters, dimensions and distinct values have it: `1.50` and `15e-1` are
+    `1.5`. The macro of this name in `engine.sql` spells the numbers of `event_data` alike."""
+    plain = format(Decimal(text), "f")
+    if "." in plain:
+        plain = plain.rstrip("0").rstrip(".")
+    return "0" if plain == "-0" else plain
+
+
 def event_data_reducer(
     meters: list[Meter],
 ) -> Callable[[str | None, str | None], str | None]:
@@ -223,6 +234,12 @@ class _Parser:
         if node.tag == "tag:yaml.org,2002:bool":
             return str(yaml.SafeLoader("").construct_yaml_bool(node)).lower()
         return str(node.value)
+
+    def compared(self, node: yaml.Node, key: str) -> str:
+        """A value as event_data is compared with it; in quotes, a number is text like any other."""
+        text = self.text(node, key)
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return spelled_number(text) if plain and _NUMBER.fullmatch(text) else text
 
     def json_path(self, node: yaml.Node, key: str, text: str) -> str:
         steps = _PATH_STEP.findall(text[1:])
@@ -304,7 +321,7 @@ class _Parser:
             accepted = values.value if isinstance(values, yaml.SequenceNode) else [values]
             if not accepted:
                 self.fail(values, "filter", f"{path} accepts nothing", "List at least one value")
-            result[path] = [self.text(value, f"filter {path}") for value in accepted]
+            result[path] = [self.compared(value, f"filter {path}") for value in accepted]
         return result
 
     def dimensions(self, node: yaml.Node | None) -> dict[str, str]:

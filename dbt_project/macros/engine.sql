@@ -5,23 +5,89 @@
 {% macro json_text(column, path) -%} {{ adapter.dispatch('json_text')(column, path) }} {%- endmacro %}
 
 {#
-  Scalar at a path as text, null when absent. DuckDB reads JSON fractions as doubles; where the
-  text holds a number of more than 15 digits, the fraction is looked up in it, digit for digit.
+  What is at a path as text, null when absent; a number as spelled_number spells it.
+
+  DuckDB reads the numbers of a document as doubles. That is exact up to 15 digits; where some
+  number in the document has more, or a huge exponent, they are read as they are written. So are
+  those inside an object or a list.
 #}
 {% macro duckdb__json_text(column, path) -%}
   {%- set text = "json_extract_string(" ~ column ~ ", '" ~ path ~ "')" -%}
-  {#- after its name where the path ends in one, so that an equal double elsewhere is not taken -#}
-  {%- set name = '"' ~ path.split('."')[-1] ~ '\\s*:\\s*' if path.endswith('"') else '' -%}
+  {%- set written = duckdb__json_as_written(column, path) -%}
+  {%- set number -%}
+    case
+      when regexp_matches({{ column }}, '[0-9][0-9.]{15}|[0-9][eE][+-]?[0-9]{3}') then {{ written }}
+      else {{ text }}
+    end
+  {%- endset -%}
+  {%- set type = "json_type(" ~ column ~ ", '" ~ path ~ "')" -%}
   case
-    when json_type({{ column }}, '{{ path }}') = 'DOUBLE' and regexp_matches({{ column }}, '[0-9][0-9.]{15}')
-      then coalesce(
-        list_filter(
-          regexp_extract_all({{ column }}, '{{ name }}(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)', 1),
-          lambda number: try_cast(number as double) = try_cast({{ text }} as double)
-        )[1],
-        {{ text }}
-      )
+    when {{ type }} in ('DOUBLE', 'OBJECT', 'ARRAY')
+      then case when {{ type }} = 'DOUBLE' then {{ duckdb__spelled_number(number) }} else {{ written }} end
     else {{ text }}
+  end
+{%- endmacro %}
+
+{#
+  What is at a path as JSON, with its numbers as the document writes them. Each match is all up to
+  a number outside of strings, and the number, which becomes text with a mark that jsonb cannot
+  hold; the zero at the end is there so that no string is searched for numbers.
+#}
+{% macro duckdb__json_as_written(column, path) -%}
+  regexp_replace(
+    cast(json_extract(
+      regexp_replace(
+        '[' || {{ column }} || ',0]',
+        '((?:"(?:[^"\\]|\\.)*"|[^"0-9-])*)(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)',
+        '\1"\\u0000\2"',
+        'gs'
+      ),
+      '$[0]{{ path[1:] }}'
+    ) as varchar),
+    '"\\u0000([^"]*)"',
+    '\1',
+    'g'
+  )
+{%- endmacro %}
+
+{#
+  The one spelling of a JSON number: plain digits, no exponent, no zeros that say nothing, no -0.
+  So 1.50, 1.5 and 15e-1 are 1.5. The same as `spelled_number` in meters.py.
+#}
+{% macro duckdb__spelled_number(number) -%}
+  list_transform(
+    [{{ number }}],
+    lambda written: list_transform(
+      [{{ duckdb__plain_number('written') }}],
+      lambda plain: case
+        when regexp_full_match(plain, '-?[0.]+') then '0'
+        when contains(plain, '.')
+          then rtrim(rtrim(regexp_replace(plain, '^(-?)0+([0-9])', '\1\2'), '0'), '.')
+        else plain
+      end
+    )[1]
+  )[1]
+{%- endmacro %}
+
+{# A number with its exponent of at most four digits written out, and any other as it is. #}
+{% macro duckdb__plain_number(number) -%}
+  case
+    when regexp_matches({{ number }}, '[eE][+-]?0*[0-9]{1,4}$')
+      then list_transform(
+        [struct_pack(
+          minus := regexp_extract({{ number }}, '^-'),
+          whole := regexp_extract({{ number }}, '^[+-]?([0-9]*)', 1),
+          fraction := regexp_extract({{ number }}, '\.([0-9]*)', 1),
+          shift := cast(regexp_extract({{ number }}, '[eE](.*)', 1) as integer)
+        )],
+        lambda n: list_transform(
+          [repeat('0', -n.shift) || n.whole || n.fraction || repeat('0', n.shift)],
+          lambda digits:
+            n.minus || digits[:length(n.whole) + greatest(n.shift, 0)] || '.'
+            || digits[length(n.whole) + greatest(n.shift, 0) + 1:]
+        )[1]
+      )[1]
+    else {{ number }}
   end
 {%- endmacro %}
 
@@ -31,15 +97,22 @@
 
 {#
   Numeric text as DECIMAL(38,9), rounded half away from zero; null when it is not a finite number of
-  at most 29 integer digits. The narrow cast first: the wide one is 100 times slower.
+  at most 29 integer digits. A number is what Postgres 13 reads as one: space around, sign, digits
+  with a point before, in or after them, exponent; of an exponent, at most four digits.
+  The narrow cast first: the wide one is 100 times slower.
 #}
 {% macro duckdb__to_quantity(text) -%}
+  {%- set number = '[+-]?(?:[0-9]+\\.?[0-9]*|\\.[0-9]+)' -%}
+  {%- set any_number = '[\\s\\v]*(' ~ number ~ '(?:[eE][+-]?0*[0-9]{1,4})?)[\\s\\v]*' -%}
+  {%- set trimmed = 'regexp_extract(' ~ text ~ ", '" ~ any_number ~ "', 1)" -%}
   case
-    when regexp_full_match(trim({{ text }}), '[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?')
+    when regexp_full_match({{ text }}, '{{ number }}')
       then coalesce(
         cast(try_cast({{ text }} as decimal(18, 9)) as decimal(38, 9)),
         try_cast({{ text }} as decimal(38, 9))
       )
+    when regexp_full_match({{ text }}, '{{ any_number }}')
+      then try_cast({{ duckdb__plain_number(trimmed) }} as decimal(38, 9))
   end
 {%- endmacro %}
 

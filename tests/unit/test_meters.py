@@ -58,6 +58,15 @@ def test_a_full_meter_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_in_a_filter_is_spelled_as_numbers_of_event_data_are(tmp_path: Path) -> None:
+    values = "[1.50, 15e-1, -0, 1000, 1e3, '1.50', 007, 1_000, 0x10, v1.50, 2024-01-01]"
+    filtered = FULL.replace("$.version: 4", f"$.version: {values}")
+    (meter, _) = parse_meters(written(tmp_path, filtered))
+    assert meter.filter["$.version"] == (
+        ["1.5", "1.5", "0", "1000", "1000", "1.50", "007", "1_000", "0x10", "v1.50", "2024-01-01"]
+    )
+
+
 def test_the_default_file_sums_the_quantity_of_each_event_type() -> None:
     meters = parse_meters(DBT_PROJECT_DIR / "meters.yml")
     assert [meter.key for meter in meters] == list(EVENT_TYPES)
