@@ -224,9 +224,8 @@ def _print_totals(settings: Settings, days: DayRange) -> None:
         )
     rows = diagnosis.monthly_totals(settings, days.whole_months())
     for month, metric, total, events, users in rows[-42:]:
-        table.add_row(
-            f"{month:%Y-%m}", metric, diagnosis.spelled(total), f"{events:,}", f"{users:,}"
-        )
+        quantity = "–" if total is None else diagnosis.spelled(total)
+        table.add_row(f"{month:%Y-%m}", metric, quantity, f"{events:,}", f"{users:,}")
     out.print(table)
     if len(rows) > 42:
         out.print(f"({len(rows) - 42} earlier rows are in platform_usage_monthly.)")
@@ -341,7 +340,10 @@ def reconcile(
         )
         out.print(
             f"{line.usage_date} {line.metric_type or 'events that no meter counts'}: "
-            + "; ".join(f"{side} {events:,} events, {total:,}" for side, events, total in sides)
+            + "; ".join(
+                f"{side} {events:,} events, {'no total' if total is None else format(total, ',')}"
+                for side, events, total in sides
+            )
             + f"; users {', '.join(line.users)}",
             soft_wrap=True,
             highlight=False,

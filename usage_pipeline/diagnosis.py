@@ -29,7 +29,7 @@ MINIMUM_POSTGRES = 130_000
 MINIMUM_FREE_BYTES = 2 * 1024**3
 MAXIMUM_CLOCK_SKEW = timedelta(seconds=30)
 
-MonthTotal = tuple[date, str, Decimal, int, int]
+MonthTotal = tuple[date, str, Decimal | None, int, int]
 
 
 @dataclass(frozen=True)

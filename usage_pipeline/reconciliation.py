@@ -20,7 +20,7 @@ from usage_pipeline import landing
 from usage_pipeline.meters import Meter
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import LANDED_FILES
-from usage_pipeline.warehouse import DayRange, connect, quoted, scratch
+from usage_pipeline.warehouse import DayRange, connect, exact_sum, quoted, scratch
 
 EVENTS_A_BATCH = 2_000_000
 DAYS_A_BATCH = 200
@@ -50,6 +50,7 @@ class Line:
         metric_type: None for events that no meter counts, such as invalid ones; there is such a
             line only where they differ.
         source_events, source_sum: None where the source was not asked.
+        landed_sum, published_sum: like source_sum, None where a total has more than 29 digits.
         matches: on all sides asked, events, sums, users' numbers and contents agree.
         users: ids of some of the users whose events or numbers differ.
     """
@@ -60,8 +61,8 @@ class Line:
     landed_events: int
     published_events: int
     source_sum: Decimal | None
-    landed_sum: Decimal
-    published_sum: Decimal
+    landed_sum: Decimal | None
+    published_sum: Decimal | None
     matches: bool
     users: tuple[str, ...] = ()
 
@@ -156,9 +157,13 @@ def _asked_at_source(
     meter = meters.get(line.metric_type or "")
     if meter is None or line.usage_date not in source:
         return line
+    events: int
+    total: Decimal | None
     events, total = source[line.usage_date].get(meter.event_type, (0, Decimal(0)))
     if meter.aggregation == "count":
         total = Decimal(events)
+    if line.landed_sum is None:
+        total = None
     same = (events, total) == (line.landed_events, line.landed_sum)
     return replace(line, source_events=events, source_sum=total, matches=line.matches and same)
 
@@ -266,8 +271,8 @@ def _lines(
     """A line per day and metric found on any of the sides, or named as differing."""
     union = " union all ".join(f"select '{side}' as side, * from {side}" for side in sides)
     sums = ", ".join(
-        f"coalesce(sum(event_count) filter (side = '{side}'), 0)::bigint,"
-        f" coalesce(sum(total_quantity) filter (side = '{side}'), 0)"
+        f"coalesce(sum(event_count) filter (side = '{side}'), 0)::bigint, "
+        + exact_sum(f"(case when side = '{side}' then total_quantity else 0 end)")
         for side in ("source", "landed", "published")
     )
     query = (

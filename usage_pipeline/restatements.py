@@ -13,6 +13,8 @@ from uuid import UUID
 
 import duckdb
 
+from usage_pipeline.warehouse import exact_sum
+
 KEY = ("usage_date", "user_id", "org_id", "metric_type")
 
 
@@ -44,6 +46,12 @@ def record_restatements(
         Rows in `target`.
     """
     keys = ", ".join(KEY)
+
+    def quantity(side: str) -> str:
+        """Of the cell's one row on a side; 0 where there is none, NULL where it cannot be held."""
+        of_side = f"max(total_quantity) filter ({side})"
+        return f"case when count(*) filter ({side}) > 0 then {of_side} else 0 end"
+
     db.execute(
         f"""
         create temp table {target} as
@@ -60,14 +68,14 @@ def record_restatements(
         ),
         changed as (
             select {keys},
-                   coalesce(max(total_quantity) filter (side < 0), 0) as old_quantity,
-                   coalesce(max(total_quantity) filter (side > 0), 0) as new_quantity,
+                   {quantity("side < 0")} as old_quantity,
+                   {quantity("side > 0")} as new_quantity,
                    coalesce(max(event_count) filter (side < 0), 0) as old_event_count,
                    coalesce(max(event_count) filter (side > 0), 0) as new_event_count
             from cells
             anti join erased using (user_id)
             group by {keys}
-            having old_quantity <> new_quantity or old_event_count <> new_event_count
+            having old_quantity is distinct from new_quantity or old_event_count <> new_event_count
         ),
         landed as (
             select before.usage_date,
@@ -145,7 +153,8 @@ def forget(db: duckdb.DuckDBPyConnection, target: str, ledger: str, erased: Sequ
         select -1 as side, * from touched
         union all
         select 1 as side, usage_date, null as user_id, org_id, metric_type, restated_at,
-               sum(old_quantity), sum(new_quantity), sum(old_event_count), sum(new_event_count),
+               {exact_sum("old_quantity")}, {exact_sum("new_quantity")},
+               sum(old_event_count), sum(new_event_count),
                min(cause), min(run_id)
         from touched
         group by usage_date, org_id, metric_type, restated_at
@@ -164,12 +173,13 @@ def digest(db: duckdb.DuckDBPyConnection, ledger: str, months: int) -> list[tupl
         months: how many of the newest months that hold restatements.
 
     Returns:
-        Month, metric, cause, restated numbers, change of the quantity, change of the events.
+        Month, metric, cause, restated numbers, change of the quantity (None where it cannot be
+        held), change of the events.
     """
     return db.execute(
         f"""
         select cast(date_trunc('month', usage_date) as date) as month, metric_type, cause,
-               count(*), sum(new_quantity - old_quantity),
+               count(*), {exact_sum("try(new_quantity - old_quantity)")},
                sum(new_event_count - old_event_count)
         from {ledger}
         group by month, metric_type, cause

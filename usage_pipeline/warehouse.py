@@ -154,6 +154,22 @@ def connect(
             yield db
 
 
+def exact_sum(value: str) -> str:
+    """SQL that adds up a DECIMAL(38,9); NULL when the sum, or one of its parts, cannot be held.
+
+    As `total_of` in the dbt project's `totals.sql` does, which says how.
+    """
+    ordinary = f"{value} between -10000000000000000000 and 10000000000000000000"
+    small = f"sum(case when {ordinary} then {value} else {value} - trunc({value}) end)"
+    great = f"coalesce(sum(case when not {ordinary} then trunc({value}) end), 0)"
+    whole, fraction = f"({great} + trunc({small}))", f"({small} - trunc({small}))"
+    carry = f"case when sign({whole}) * sign({fraction}) < 0 then sign({whole}) else 0 end"
+    return (
+        f"case when count({value}) = count(*) then try_cast({whole} - {carry} as decimal(38, 9))"
+        f" + cast({fraction} + {carry} as decimal(10, 9)) end"
+    )
+
+
 def quoted(path: Path) -> str:
     """A path as the inside of an SQL string: `attach` and `copy` take no parameters."""
     return str(path).replace("'", "''")

@@ -194,6 +194,11 @@
   cast({{ numerator }} / nullif({{ denominator }}, 0) as decimal(38, 9))
 {%- endmacro %}
 
+{% macro difference(left, right) -%} {{ adapter.dispatch('difference')(left, right) }} {%- endmacro %}
+{# left - right of two DECIMAL(38,9); null when that cannot be held. #}
+{% macro duckdb__difference(left, right) -%} try({{ left }} - {{ right }}) {%- endmacro %}
+{% macro default__difference(left, right) -%} try_subtract({{ left }}, {{ right }}) {%- endmacro %}
+
 {# A DECIMAL(38,9) as a whole number of billionths. #}
 {% macro billionths(quantity) -%}
   (cast(trunc({{ quantity }}) as hugeint) * 1000000000

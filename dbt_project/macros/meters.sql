@@ -116,7 +116,7 @@
     select
       {{ keys | join(', ') }},
       sum(event_count) as event_count,
-      sum(sum_quantity) as sum_quantity,
+      {{ total_of_parts('sum(sum_quantity)', 'sum(sum_great)') }} as sum_quantity,
       min(min_quantity) as min_quantity,
       max(max_quantity) as max_quantity,
       min(first_event_at) as first_event_at,
@@ -155,6 +155,7 @@
     {% for key in grain %} merged.{{ key }}, {% endfor %}
     cast(merged.event_count as bigint) as event_count,
     cast(merged.sum_quantity as decimal(38, 9)) as sum_quantity,
+    cast(merged.sum_great as decimal(38, 0)) as sum_great,
     merged.min_quantity,
     merged.max_quantity,
     {% if meters('latest') %}
@@ -172,6 +173,7 @@
       {{ grain | join(', ') }},
       sum(event_count) as event_count,
       sum(sum_quantity) as sum_quantity,
+      sum(sum_great) as sum_great,
       min(min_quantity) as min_quantity,
       max(max_quantity) as max_quantity,
       count(*) as cells,
@@ -223,6 +225,7 @@
       cast(null as {{ text_type() }}) as metric_type,
       cast(null as bigint) as event_count,
       cast(null as decimal(38, 9)) as sum_quantity,
+      cast(null as decimal(38, 0)) as sum_great,
       cast(null as decimal(38, 9)) as min_quantity,
       cast(null as decimal(38, 9)) as max_quantity,
       cast(null as decimal(38, 9)) as latest_quantity,

@@ -6,7 +6,7 @@ with broken_down as (
         org_id,
         metric_type,
         dimension,
-        sum(total_quantity) as total_quantity,
+        {{ total_of('total_quantity') }} as total_quantity,
         sum(event_count) as event_count
     from {{ ref('usage_daily_by_dimension') }}
     where {{ in_window('usage_date') }}

@@ -5,7 +5,7 @@ with counted as (
         event_count as counted_events,
         0 as invalid_events,
         0 as landed_events,
-        sum_quantity as found_sum,
+        {{ total_of_parts('sum_quantity', 'sum_great') }} as found_sum,
         cast(0 as decimal(38, 9)) as landed_sum
     from {{ ref('usage_event_partials_daily') }}
     where {{ in_window('usage_date') }}
@@ -40,8 +40,8 @@ select
     sum(counted_events) as counted_events,
     sum(invalid_events) as invalid_events,
     sum(landed_events) as landed_events,
-    sum(found_sum) as found_sum,
-    sum(landed_sum) as landed_sum
+    {{ total_of('found_sum') }} as found_sum,
+    {{ total_of('landed_sum') }} as landed_sum
 from (
     select * from counted
     union all
@@ -52,4 +52,4 @@ from (
 group by usage_date
 having
     sum(counted_events) + sum(invalid_events) <> sum(landed_events)
-    or (count(landed_sum) = count(*) and sum(found_sum) <> sum(landed_sum))
+    or {{ total_of('found_sum') }} <> {{ total_of('landed_sum') }}

@@ -36,8 +36,8 @@ select
     user_id,
     org_id,
     metric_type,
-    sum(quantity_of_days) as quantity_of_days,
-    sum(quantity_of_month) as quantity_of_month,
+    {{ total_of('quantity_of_days') }} as quantity_of_days,
+    {{ total_of('quantity_of_month') }} as quantity_of_month,
     sum(events_of_days) as events_of_days,
     sum(events_of_month) as events_of_month,
     sum(days_found) as days_found,
@@ -51,4 +51,4 @@ group by month, user_id, org_id, metric_type
 having
     sum(events_of_days) <> sum(events_of_month)
     or sum(days_found) <> sum(active_days)
-    or ({{ is_additive() }} and sum(quantity_of_days) <> sum(quantity_of_month))
+    or ({{ is_additive() }} and {{ totals_differ('quantity_of_days', 'quantity_of_month') }})

@@ -57,12 +57,12 @@ select
     month,
     org_id,
     metric_type,
-    sum(quantity_of_users) as quantity_of_users,
-    sum(quantity) as quantity,
+    {{ total_of('quantity_of_users') }} as quantity_of_users,
+    {{ total_of('quantity') }} as quantity,
     sum(events_of_users) as events_of_users,
     sum(event_count) as event_count
 from sides
 group by level, month, org_id, metric_type
 having
     sum(events_of_users) <> sum(event_count)
-    or ({{ is_additive() }} and sum(quantity_of_users) <> sum(quantity))
+    or ({{ is_additive() }} and {{ totals_differ('quantity_of_users', 'quantity') }})

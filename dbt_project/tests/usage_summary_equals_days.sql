@@ -15,8 +15,10 @@ days as (
     select
         summary.time_window,
         summary.metric_type,
-        sum(case when days.usage_date >= summary.window_start then days.total_quantity else 0 end) as total_quantity,
-        sum(case when days.usage_date < summary.window_start then days.total_quantity else 0 end) as previous_quantity
+        {{ total_of('case when days.usage_date >= summary.window_start then days.total_quantity else 0 end') }}
+            as total_quantity,
+        {{ total_of('case when days.usage_date < summary.window_start then days.total_quantity else 0 end') }}
+            as previous_quantity
     from summary
     inner join {{ ref('platform_usage_daily') }} as days
         on

@@ -1,4 +1,4 @@
-"""How numbers are read from text and JSON: the macros of engine.sql against Postgres and Decimal."""
+"""How numbers are read from text and JSON: the macros of engine.sql, and Postgres, Decimal."""
 
 from __future__ import annotations
 

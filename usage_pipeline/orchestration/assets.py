@@ -272,7 +272,8 @@ def _digest(restated: Sequence[Sequence[Any]]) -> str:
         "| month | metric | cause | numbers | quantity | events |\n|---|---|---|--:|--:|--:|\n"
     )
     return heading + "\n".join(
-        f"| {month:%Y-%m} | {metric} | {cause} | {numbers} | {quantity:+f} | {events:+} |"
+        f"| {month:%Y-%m} | {metric} | {cause} | {numbers} | "
+        f"{'–' if quantity is None else format(quantity, '+f')} | {events:+} |"
         for month, metric, cause, numbers, quantity, events in restated
     )
 

@@ -106,6 +106,7 @@ partials_of_days as (
         partials.metric_type,
         partials.event_count,
         partials.sum_quantity,
+        partials.sum_great,
         partials.min_quantity,
         partials.max_quantity,
         partials.latest_quantity,
@@ -132,6 +133,7 @@ partials_of_pieces as (
         partials.metric_type,
         partials.event_count,
         partials.sum_quantity,
+        partials.sum_great,
         partials.min_quantity,
         partials.max_quantity,
         partials.latest_quantity,
@@ -149,6 +151,7 @@ partials_of_pieces as (
         partials.metric_type,
         partials.event_count,
         partials.sum_quantity,
+        partials.sum_great,
         partials.min_quantity,
         partials.max_quantity,
         partials.latest_quantity,
@@ -224,8 +227,13 @@ compared as (
         org_id,
         time_window,
         metric_type,
-        coalesce(max(case when period = 'current' then total_quantity end), 0) as total_quantity,
-        coalesce(max(case when period = 'previous' then total_quantity end), 0) as previous_quantity,
+        -- the only row of its period, or none; one whose total cannot be held stays null
+        {% for period, name in [('current', 'total_quantity'), ('previous', 'previous_quantity')] %}
+        case
+            when count(case when period = '{{ period }}' then 1 end) = 0 then 0
+            else max(case when period = '{{ period }}' then total_quantity end)
+        end as {{ name }},
+        {% endfor %}
         coalesce(max(case when period = 'current' then event_count end), 0) as event_count
     from totals
     group by scope, user_id, org_id, time_window, metric_type
@@ -243,7 +251,7 @@ select
     compared.total_quantity,
     compared.previous_quantity,
     {{ exact_ratio(
-        '(compared.total_quantity - compared.previous_quantity)', 'compared.previous_quantity'
+        difference('compared.total_quantity', 'compared.previous_quantity'), 'compared.previous_quantity'
     ) }} as change_ratio,
     compared.event_count
 from compared

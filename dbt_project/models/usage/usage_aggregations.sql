@@ -58,7 +58,7 @@ compared as (
         published.created_at,
         case
             when
-                published.total_quantity = rebuilt.total_quantity
+                {{ same('published', 'rebuilt', ['total_quantity']) }}
                 and cast(published.metadata as {{ text_type() }})
                 = cast(rebuilt.metadata as {{ text_type() }})
                 then published.updated_at

@@ -4,12 +4,12 @@
 {% for meter in var('meters') %}
 {% for dimension in meter.dimensions %}
 {% set total = {
-    'sum': 'sum(value_number)',
+    'sum': total_of_parts(ordinary_sum('value_number'), great_sum('value_number')),
     'count': 'count(*)',
     'unique_count': 'count(distinct value_text)',
     'min': 'min(value_number)',
     'max': 'max(value_number)',
-    'avg': exact_average('sum(value_number)', 'count(*)'),
+    'avg': exact_average(total_of_parts(ordinary_sum('value_number'), great_sum('value_number')), 'count(*)'),
     'latest': newest('value_number', 'created_at', 'event_id'),
 }[meter.aggregation] %}
 {% set select %}

@@ -15,6 +15,7 @@ select
     metric_type,
     event_count,
     sum_quantity,
+    sum_great,
     min_quantity,
     max_quantity,
     latest_quantity,
