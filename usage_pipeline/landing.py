@@ -25,7 +25,13 @@ import pyarrow.parquet
 from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline import erased_users, lost_events, warehouse
-from usage_pipeline.app_db import APPLICATION_NAME, app_database_url, connect, database_error
+from usage_pipeline.app_db import (
+    APPLICATION_NAME,
+    app_database_url,
+    conceal,
+    connect,
+    database_error,
+)
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.source_schema import read_shape, record_shape
@@ -627,8 +633,7 @@ def _landed_days(settings: Settings) -> list[date]:
 
 def partitions(settings: Settings) -> dict[date, Path]:
     """The directories of all landed days, oldest first, those before `USAGE_START_DATE` too."""
-    paths = sorted(settings.events_dir.glob("usage_date=*"))
-    return {date.fromisoformat(path.name.removeprefix("usage_date=")): path for path in paths}
+    return warehouse.partitions_in(settings.events_dir)
 
 
 @dataclass
@@ -705,6 +710,7 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
                     with suppress(duckdb.Error):
                         transaction.rollback()
         except duckdb.Error as error:
+            conceal(error)
             if warehouse.disk_is_full(error):
                 raise
             raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error

@@ -21,7 +21,7 @@ import duckdb
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import connect, quoted, ranges_of_days
+from usage_pipeline.warehouse import connect, partitions_in, quoted, ranges_of_days
 
 
 class PublishedDay(NamedTuple):
@@ -66,8 +66,7 @@ def set_aside(settings: Settings, day: date) -> Path:
 
 def lost_days(settings: Settings) -> set[date]:
     """Days whose landed events are gone, here and in the source."""
-    folders = settings.damaged_dir.glob("usage_date=*")
-    return {date.fromisoformat(folder.name.removeprefix("usage_date=")) for folder in folders}
+    return set(partitions_in(settings.damaged_dir))
 
 
 def found_again(settings: Settings, day: date) -> None:

@@ -72,6 +72,17 @@ def ranges_of_days(days: Iterable[date]) -> list[DayRange]:
     return merge_ranges(DayRange(day, day + timedelta(days=1)) for day in days)
 
 
+def partitions_in(folder: Path) -> dict[date, Path]:
+    """The directories `usage_date=YYYY-MM-DD` of a folder, oldest first; nothing else counts."""
+    found = {}
+    for path in sorted(folder.glob("usage_date=*")):
+        with suppress(ValueError):
+            day = date.fromisoformat(path.name.removeprefix("usage_date="))
+            if path.name == f"usage_date={day}" and path.is_dir():
+                found[day] = path
+    return found
+
+
 @contextmanager
 def scratch(settings: Settings) -> Iterator[Path]:
     """A new directory for temporary files, removed when the block ends.
