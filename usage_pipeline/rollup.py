@@ -171,7 +171,6 @@ class Rollup:
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
                 self._require_audit()
-            lost_events.require_kept(self.settings, landing.partitions(self.settings))
             ranges = self.pending.built()
             report = publishing.publish(self.settings, ranges, run_id, self.transformer.version)
             self.pending.remove(ranges)
@@ -212,6 +211,8 @@ class Rollup:
 
     def _audit(self) -> list[NodeResult]:
         self._audited_revision = None
+        # First, since tests may fail for want of these days, and say less clearly why.
+        lost_events.require_kept(self.settings, landing.partitions(self.settings))
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
         ranges = self.pending.built() or ranges_of_days([self._newest_day()])

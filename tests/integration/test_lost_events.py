@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import dagster as dg
 import pytest
 from support import (
     AppDatabase,
@@ -17,8 +18,10 @@ from support import (
     roll_up,
     snapshot_query,
 )
+from typer.testing import CliRunner, Result
 
 from usage_pipeline import diagnosis
+from usage_pipeline.cli import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import (
     changed_days,
@@ -30,6 +33,7 @@ from usage_pipeline.landing import (
     refused_days,
 )
 from usage_pipeline.lost_events import lost_days
+from usage_pipeline.orchestration.launch import dagster_instance
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
@@ -293,3 +297,48 @@ def test_a_refusal_that_was_killed_half_way_is_completed(place: Place) -> None:
     place.roll_up(OTHER, allow_fewer_events=False)
     assert place.numbers() == before
     assert data_files(place.settings.events_dir, OLD) == []
+
+
+def test_an_operator_is_told_and_decides(
+    place: Place, new_database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line: what exit codes, status and Dagster's check say of a refused day."""
+    for name, value in {
+        "USAGE_HOME": place.settings.home,
+        "USAGE_APP_DATABASE_URL": place.database.url,
+        "USAGE_METERS_FILE": place.settings.meters_file,
+        "DAGSTER_PG_URL": new_database(schema=False).url,
+        "DAGSTER_HOME": "",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+    def command(name: str, day: date, *options: str) -> Result:
+        dates = ["--start", str(day), "--end", str(day + timedelta(days=1))]
+        return CliRunner().invoke(app, [name, *dates, *options])
+
+    def check() -> str:
+        key = dg.AssetCheckKey(dg.AssetKey(["landing", "usage_events"]), "no_events_lost")
+        with dagster_instance(place.settings) as instance:
+            latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])
+        return latest[key].status.value
+
+    place.prune(OLD)
+    place.damage(OLD)
+    place.add(OTHER, 1, first=5)
+    refused = command("rollup", OTHER)
+    assert refused.exit_code == 1
+    assert "2024-03-10 (has 5, source 0, files damaged)" in str(refused.exception)
+    assert place.totals()["month"] == (Decimal("16.5"), 11)  # the other day is published
+    assert check() == "FAILED"
+    status = CliRunner().invoke(app, ["status"])
+    assert status.exit_code == 1
+    assert "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events" in status.output
+
+    asked = command("rollup", OLD)  # a day of which nothing can be built
+    assert asked.exit_code == 1
+    assert place.totals()["month"] == (Decimal("16.5"), 11)
+
+    allowed = command("rollup", OLD, "--allow-fewer-events")
+    assert allowed.exit_code == 0, allowed.exception
+    assert place.totals()["month"] == (Decimal("9"), 6)
+    assert check() == "SUCCEEDED"
