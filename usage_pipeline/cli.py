@@ -153,6 +153,12 @@ def rollup(
     start: FirstDay = None,
     end: DayAfterLast = None,
     timings: Annotated[bool, typer.Option("--timings", help="Show where the time went.")] = False,
+    allow_fewer_events: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fewer-events", help="Take what the source has, also where it lost events."
+        ),
+    ] = False,
 ) -> None:
     """Roll up the days [start, end) and their months: ingest, transform, check, publish.
 
@@ -161,7 +167,7 @@ def rollup(
     settings = _settings()
     days = _days(settings, start, end)
     started = time.perf_counter()
-    run_ids, stages = _rollup(settings, days)
+    run_ids, steps = _rollup(settings, days, allow_fewer_events)
     seconds = time.perf_counter() - started
     out.print(
         f"Rolled up {len(days.days()):,} day(s) {days} in {seconds:.1f} s "
@@ -169,7 +175,9 @@ def rollup(
     )
     _print_totals(settings, days)
     if timings:
-        _print_timings(stages, seconds)
+        _print_timings(steps.timings.seconds, seconds)
+    if steps.refused:
+        raise landing.refusal(steps.refused)
 
 
 def _print_timings(stages: dict[str, float], seconds: float) -> None:
@@ -193,8 +201,10 @@ def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
     return days
 
 
-def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, float]]:
-    """Run ids, and seconds by stage."""
+def _rollup(
+    settings: Settings, days: DayRange, allow_fewer_events: bool = False
+) -> tuple[list[str], Rollup]:
+    """Run ids, and the steps that ran."""
     _require_databases(settings)
     with _progress("starting") as (progress, task):
         from usage_pipeline.definitions import build_defs
@@ -202,8 +212,9 @@ def _rollup(settings: Settings, days: DayRange) -> tuple[list[str], dict[str, fl
 
         defs = build_defs(settings)
         steps: Rollup = defs.resources["rollup"]  # type: ignore[index]
+        steps.allow_fewer_events = allow_fewer_events
         _show(steps, progress, task)
-        return run_rollup(defs, settings, days), steps.timings.seconds
+        return run_rollup(defs, settings, days), steps
 
 
 def _require_databases(settings: Settings) -> None:

@@ -127,6 +127,10 @@ def summary(settings: Settings) -> Summary:
             healthy = False
             shown = ", ".join(str(r) for r in days[:5]) + (" …" if len(days) > 5 else "")
             lines.append(f"{what}: {shown}. Run `usage-pipeline rollup` over them.")
+    refused = [manifest for manifest in landed.values() if manifest.refused]
+    if refused:
+        healthy = False
+        lines.append(str(landing.refusal(refused)))
     with warehouse.connect(settings, ":memory:") as db:
         try:
             db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")

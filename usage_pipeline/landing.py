@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -24,14 +24,20 @@ import duckdb
 import pyarrow.parquet
 from psycopg2.extensions import connection as PostgresConnection
 
-from usage_pipeline import erased_users, warehouse
-from usage_pipeline.app_db import APPLICATION_NAME, app_database_url, connect, database_error
+from usage_pipeline import erased_users, lost_events, warehouse
+from usage_pipeline.app_db import (
+    APPLICATION_NAME,
+    app_database_url,
+    conceal,
+    connect,
+    database_error,
+)
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.source_schema import read_shape, record_shape
 from usage_pipeline.warehouse import DayRange, quoted
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SNAPSHOTS = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
 FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
@@ -39,6 +45,8 @@ FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
 _MANIFEST = "manifest.json"
 _PARTS = ("part-0.parquet", "part-1.parquet")  # each half of a day, extracted at once
 _NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
+
+_REFUSED_SHOWN = 5
 
 _EXACT = Context(prec=60)  # more digits than any sum of quantities has
 
@@ -68,6 +76,8 @@ class Manifest:
         files: size in bytes of each data file; another size means a damaged partition.
         previous_files: sizes before a person was erased from them, since a kill can come between
             the renames of manifest and data.
+        refused: fingerprint of the source when it had so much less that the day was kept as it
+            was; empty once the day is landed again. See `lost_events`.
     """
 
     usage_date: str
@@ -82,11 +92,22 @@ class Manifest:
     extracted_at: str
     files: dict[str, int]
     previous_files: dict[str, int] = field(default_factory=dict)
+    refused: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property
     def bytes(self) -> int:
         return sum(self.files.values())
+
+    @property
+    def refused_rows(self) -> int:
+        """Rows that the source had when it was refused."""
+        return int(self.refused.split()[0])
+
+    @property
+    def lost(self) -> bool:
+        """Whether no file holds the day's events any more."""
+        return not self.files
 
     def fits(self, data: Iterable[Path]) -> bool:
         """Whether the data files are those that this manifest is about."""
@@ -147,27 +168,35 @@ def land_events(
     days: Iterable[date],
     progress: Callable[[Manifest], None] = lambda manifest: None,
     replacing: AbstractContextManager[None] = _NOBODY_ELSE,
+    fewer_allowed: Collection[date] = (),
 ) -> list[Manifest]:
     """Extract whole days of `usage_events`, then replace their partitions.
 
     A partition is replaced by renaming finished files over it. A day that another process landed
-    meanwhile, from a newer snapshot of the source, stays as it is.
+    meanwhile, from a newer snapshot of the source, stays as it is. So does a day that would lose
+    events; its manifest says so then.
 
     Args:
         days: local days; a day without events becomes an empty partition.
         progress: called with the manifest of each extracted day.
         replacing: entered around the renames, when the source is closed already.
+        fewer_allowed: days that an operator lets lose events.
 
     Returns:
         The manifests that stand for these days now.
 
     Raises:
-        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
+        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says, or lacks
+            events of days that have to be cut anew for another time zone.
     """
     before = {day: _manifest(settings, day) for day in days}
     with in_use(settings), warehouse.scratch(settings) as work:
         landed = extract_events(settings, before, work, progress)
         with replacing:
+            recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
+            if not fewer_allowed:
+                _require_events_to_recut(settings, recut, landed)
+            published = lost_events.published_days(settings)
             for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
                 other = _manifest(settings, day)
                 if other and other != before[day] and other.extracted_at > mine.extracted_at:
@@ -175,9 +204,129 @@ def land_events(
                     continue
                 extracted, target = partition(work, day), partition(settings.events_dir, day)
                 target.mkdir(parents=True, exist_ok=True)
+                known = _known(settings, day, other, published)
+                if (
+                    known
+                    and day not in recut
+                    and day not in fewer_allowed
+                    and not lost_events.is_correction(settings, day, known.rows, mine.rows)
+                ):
+                    landed[at] = replace(known, refused=mine.fingerprint)
+                    _refuse(settings, day, landed[at], extracted / _MANIFEST)
+                    continue
                 for name in (*_PARTS, _MANIFEST):
                     (extracted / name).replace(target / name)
+                lost_events.found_again(settings, day)
     return landed
+
+
+def _known(
+    settings: Settings,
+    day: date,
+    manifest: Manifest | None,
+    published: Mapping[date, lost_events.PublishedDay],
+) -> Manifest | None:
+    """What the day has that could be lost: sound files, or rows that are published.
+
+    Without sound files it is a manifest without files; None when there is nothing to lose.
+    """
+    if manifest and manifest.files and manifest.fits(data_files(settings.events_dir, day)):
+        return manifest
+    if day not in published:
+        return None
+    if manifest:
+        return replace(manifest, files={}, previous_files={})
+    found = published[day]
+    last, read = (
+        moment.astimezone(UTC).isoformat() if moment else None
+        for moment in (found.last_event_at, found.extracted_at)
+    )
+    return Manifest(
+        usage_date=day.isoformat(),
+        timezone=settings.timezone,
+        event_data=settings.land_event_data,
+        rows=found.events,
+        invalid_rows=0,
+        duplicate_rows=0,
+        sum_quantity=format(found.sum_quantity or Decimal(0), "f"),
+        max_created_at=last,
+        fingerprint="",
+        extracted_at=read or datetime.min.replace(tzinfo=UTC).isoformat(),
+        files={},
+    )
+
+
+def _refuse(settings: Settings, day: date, kept: Manifest, temporary: Path) -> None:
+    """Write the manifest of a day that keeps what it has; set its files aside if damaged."""
+    temporary.write_text(json.dumps(asdict(kept), indent=1))
+    target = partition(settings.events_dir, day) / _MANIFEST
+    if not kept.lost:
+        temporary.replace(target)
+        lost_events.found_again(settings, day)
+        return
+    # Killed anywhere in here, the day is damaged still, and the next run comes here again.
+    damaged = lost_events.set_aside(settings, day)
+    temporary.replace(target)
+    for path in data_files(settings.events_dir, day):
+        path.replace(damaged / path.name)
+
+
+def _require_events_to_recut(
+    settings: Settings, recut: Mapping[date, Manifest], extracted: Iterable[Manifest]
+) -> None:
+    """Days of another time zone are cut anew together, or not at all: events move between them,
+    so their total is what must not shrink."""
+    found = sum(m.rows for m in extracted if date.fromisoformat(m.usage_date) in recut)
+    had = sum(manifest.rows for manifest in recut.values())
+    if found >= had:
+        return
+    # What was landed of the first and last days can belong to days that are not landed now.
+    for days in warehouse.ranges_of_days(recut):
+        start, end = settings.day_start(days.start), settings.day_start(days.end)
+        edges = {*days.days()[:2], *days.days()[-2:]}
+        files = [
+            str(path)
+            for day in edges
+            if recut[day].fits(data := data_files(settings.events_dir, day))
+            for path in data
+        ]
+        if files:
+            with warehouse.connect(settings, ":memory:") as db:
+                ((outside,),) = db.execute(
+                    "select count(*) from read_parquet($files)"
+                    " where created_at < $start or created_at >= $end",
+                    {"files": files, "start": start, "end": end},
+                ).fetchall()
+            had -= outside
+    if found < had:
+        zones = ", ".join(sorted({manifest.timezone for manifest in recut.values()}))
+        raise UsagePipelineError(
+            f"USAGE_TIMEZONE was {zones} and is {settings.timezone}, so all days are cut anew, but "
+            f"the source has {found:,} of their {had:,} events",
+            f"Set it to {zones} again, or take what the source has: usage-pipeline rollup "
+            "--allow-fewer-events",
+        )
+
+
+def refused_days(settings: Settings) -> dict[date, Manifest]:
+    """Days that keep more events than the source has, oldest first."""
+    return {day: m for day, m in landed_manifests(settings).items() if m.refused}
+
+
+def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
+    """What to tell an operator of refused days, and what to do."""
+    days = {date.fromisoformat(manifest.usage_date): manifest for manifest in refused}
+    shown = [
+        f"{day} (has {m.rows:,}, source {m.refused_rows:,}{', files damaged' if m.lost else ''})"
+        for day, m in list(days.items())[:_REFUSED_SHOWN]
+    ]
+    more = f" and {len(days) - len(shown)} more days" if len(days) > len(shown) else ""
+    return UsagePipelineError(
+        f"The source has fewer events than landed or published, so nothing was changed for "
+        f"{', '.join(shown)}{more}",
+        "Bring the events back into the source and roll the days up, or take what it has: "
+        + lost_events.allowing(min(days), max(days) + timedelta(days=1)),
+    )
 
 
 def extract_events(
@@ -393,7 +542,7 @@ def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:
     return {
         day: f"{manifest.extracted_at} {now[day]}"
         for day, manifest in landed.items()
-        if now[day] != manifest.fingerprint
+        if now[day] != (manifest.refused or manifest.fingerprint)
     }
 
 
@@ -460,17 +609,18 @@ def days_to_repair(settings: Settings, needs_event_data: bool) -> list[date]:
     """Landed days that have to be extracted again before anything reads landing.
 
     A file is missing or has another size than its manifest says, the manifest is unreadable, the
-    day was cut in another time zone or by another release, or `event_data` is needed and absent.
+    day was cut in another time zone or by another release, `event_data` is needed and absent, or a
+    published day is not landed at all. A day that was refused is not tried again for that.
     """
     manifests = landed_manifests(settings)
     days = []
-    for day in _landed_days(settings):
+    for day in sorted({*_landed_days(settings), *lost_events.published_days(settings)}):
         manifest = manifests.get(day)
         if (
             manifest is None
             or not manifest.fits(data_files(settings.events_dir, day))
             or manifest.timezone != settings.timezone
-            or (needs_event_data and not manifest.event_data)
+            or (needs_event_data and not manifest.event_data and not manifest.refused)
         ):
             days.append(day)
     return days
@@ -483,8 +633,7 @@ def _landed_days(settings: Settings) -> list[date]:
 
 def partitions(settings: Settings) -> dict[date, Path]:
     """The directories of all landed days, oldest first, those before `USAGE_START_DATE` too."""
-    paths = sorted(settings.events_dir.glob("usage_date=*"))
-    return {date.fromisoformat(path.name.removeprefix("usage_date=")): path for path in paths}
+    return warehouse.partitions_in(settings.events_dir)
 
 
 @dataclass
@@ -561,6 +710,7 @@ def _source(settings: Settings, tables: tuple[str, ...]) -> Iterator[_Source]:
                     with suppress(duckdb.Error):
                         transaction.rollback()
         except duckdb.Error as error:
+            conceal(error)
             if warehouse.disk_is_full(error):
                 raise
             raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error

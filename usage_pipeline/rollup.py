@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 
-from usage_pipeline import landing, publishing, reconciliation, warehouse
+from usage_pipeline import landing, lost_events, publishing, reconciliation, warehouse
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
 from usage_pipeline.publishing import PublishReport
@@ -38,6 +38,8 @@ class Rollup:
 
     Attributes:
         timings: seconds by stage of all steps so far.
+        allow_fewer_events: whether days asked for may lose events, whatever they had.
+        refused: the manifests of the days whose last extraction here would have lost events.
         progress: called with what is being done, how much of it is done, and how much there is;
             replaced by whoever has a place to show it.
     """
@@ -48,13 +50,18 @@ class Rollup:
         self.transformer = Transformer(settings)
         self.timings = self.transformer.timings
         self.pending: PendingDays = self.transformer.pending(
-            lambda: landing.landed_manifests(settings)
+            lambda: landing.landed_manifests(settings),
+            lambda: lost_events.lost_days(settings),
         )
+        self.allow_fewer_events = False
+        self.refused: list[Manifest] = []
         self._audited_revision: int | None = None
 
     def land_events(self, days: Iterable[date]) -> list[Manifest]:
         """Extract days, and again every landed day that is damaged or was cut differently, and
-        those that a killed or failed run meant to extract."""
+        those that a killed or failed run meant to extract. Days that would lose events keep what
+        they have, and are in `refused` then."""
+        days = set(days)
         repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
         self.settings.home.mkdir(parents=True, exist_ok=True)
         wanted = self.pending.add({*days, *repairs})
@@ -67,7 +74,15 @@ class Rollup:
 
         replacing = self._replacing(ranges_of_days(wanted))
         with self.timings.stage("source"):
-            return landing.land_events(self.settings, sorted(wanted), progress, replacing)
+            manifests = landing.land_events(
+                self.settings,
+                sorted(wanted),
+                progress,
+                replacing,
+                fewer_allowed=days if self.allow_fewer_events else (),
+            )
+        self.refused = [manifest for manifest in manifests if manifest.refused]
+        return manifests
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
@@ -196,11 +211,11 @@ class Rollup:
 
     def _audit(self) -> list[NodeResult]:
         self._audited_revision = None
+        # First, since tests may fail for want of these days, and say less clearly why.
+        lost_events.require_kept(self.settings, landing.partitions(self.settings))
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
-        ranges = self.pending.built() or ranges_of_days(
-            [max(landing.landed_manifests(self.settings))]
-        )
+        ranges = self.pending.built() or ranges_of_days([self._newest_day()])
         for days in ranges:
             for result in self.transformer.test(days):
                 known = worst.get(result.unique_id)
@@ -210,6 +225,15 @@ class Rollup:
         if not blocking_failures(worst.values()):
             self._audited_revision = revision
         return list(worst.values())
+
+    def _newest_day(self) -> date:
+        landed = landing.landed_manifests(self.settings)
+        days = landed.keys() - lost_events.lost_days(self.settings)
+        if not days:
+            raise UsagePipelineError(
+                "No day is landed that could be checked", "Land days with `usage-pipeline rollup`"
+            )
+        return max(days)
 
     def _reconcile(self, ranges: Sequence[DayRange]) -> list[NodeResult]:
         """The days about to be published against landing and, for counts and sums, the source."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,7 @@ _ACCEPTED = {
     "usage_start_date": "a date as YYYY-MM-DD, from 1970-01-01 to today",
     "usage_land_event_data": "true or false",
     "usage_lookback_days": "a number of days from 1 to 3650",
+    "usage_max_lost_share": "a share from 0 to 1, such as 0.5",
     "usage_landing_retention_days": "a number of days from 1 to 36500; unset keeps every day",
     "usage_run_retention_days": "a number of days from 1 to 36500",
     "usage_home": "the path of a directory, which need not exist yet",
@@ -79,6 +81,9 @@ class Settings(BaseSettings):
     )
     land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
     lookback_days: int = Field(35, validation_alias="USAGE_LOOKBACK_DAYS", ge=1, le=3650)
+    max_lost_share: Decimal = Field(
+        Decimal("0.5"), validation_alias="USAGE_MAX_LOST_SHARE", ge=0, le=1
+    )
     landing_retention_days: int | None = Field(
         None, validation_alias="USAGE_LANDING_RETENTION_DAYS", ge=1, le=36_500
     )
@@ -182,6 +187,11 @@ class Settings(BaseSettings):
     @property
     def events_dir(self) -> Path:
         return self.landing_dir / "usage_events"
+
+    @property
+    def damaged_dir(self) -> Path:
+        """Files of lost days, out of the way of what reads landing."""
+        return self.landing_dir / "damaged"
 
     @property
     def source_schema_path(self) -> Path:

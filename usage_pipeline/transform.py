@@ -89,8 +89,10 @@ class Transformer:
         ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
-    def pending(self, landed: Callable[[], Iterable[date]]) -> PendingDays:
-        return PendingDays(self.settings, self.version, landed)
+    def pending(
+        self, landed: Callable[[], Iterable[date]], lost: Callable[[], Iterable[date]]
+    ) -> PendingDays:
+        return PendingDays(self.settings, self.version, landed, lost)
 
     def manifest_path(self) -> Path:
         """dbt's manifest.json, made by a parse when absent or older than project and meters."""

@@ -72,6 +72,17 @@ def ranges_of_days(days: Iterable[date]) -> list[DayRange]:
     return merge_ranges(DayRange(day, day + timedelta(days=1)) for day in days)
 
 
+def partitions_in(folder: Path) -> dict[date, Path]:
+    """The directories `usage_date=YYYY-MM-DD` of a folder, oldest first; nothing else counts."""
+    found = {}
+    for path in sorted(folder.glob("usage_date=*")):
+        with suppress(ValueError):
+            day = date.fromisoformat(path.name.removeprefix("usage_date="))
+            if path.name == f"usage_date={day}" and path.is_dir():
+                found[day] = path
+    return found
+
+
 @contextmanager
 def scratch(settings: Settings) -> Iterator[Path]:
     """A new directory for temporary files, removed when the block ends.
@@ -284,15 +295,21 @@ class PendingDays:
         version: identifies what the rows were built with (models and meters); when it differs
             from the recorded one, or the warehouse file is gone, every landed day is pending.
         landed: the landed days, asked for only in that case.
+        lost: days that cannot be built, which are never pending.
     """
 
     def __init__(
-        self, settings: Settings, version: str, landed: Callable[[], Iterable[date]]
+        self,
+        settings: Settings,
+        version: str,
+        landed: Callable[[], Iterable[date]],
+        lost: Callable[[], Iterable[date]] = tuple,
     ) -> None:
         self._path = settings.home / "warehouse.json"
         self._warehouse = settings.warehouse_path
         self._version = version
         self._landed = landed
+        self._lost = lost
 
     def ranges(self) -> list[DayRange]:
         """All days that are not published, as disjoint ranges, oldest first."""
@@ -340,7 +357,7 @@ class PendingDays:
             state.pending = merge_ranges([*state.pending, *state.built, *ranges])
             state.built = []
             state.revision += 1
-            return state.pending
+        return state.pending
 
     def finish(self, ranges: Iterable[DayRange]) -> None:
         """These days are built."""
@@ -371,7 +388,8 @@ class PendingDays:
             return state
         # Built with other models or meters, or lost: nothing that may be there can be trusted.
         extracting = state.extracting if state else []
-        return _State(self._version, 0, True, ranges_of_days(self._landed()), [], extracting)
+        days = ranges_of_days(set(self._landed()) - set(self._lost()))
+        return _State(self._version, 0, True, days, [], extracting)
 
     @contextmanager
     def _changing(self) -> Iterator[_State]:
@@ -385,6 +403,9 @@ class PendingDays:
                 self._warehouse.unlink(missing_ok=True)
                 state.revision = 1
             yield state
+            lost = ranges_of_days(self._lost())
+            state.pending = _without(state.pending, lost)
+            state.built = _without(state.built, lost)
             # Once the file was there, its absence means that it was lost.
             state.fresh = not self._warehouse.exists()
             temporary = self._path.with_suffix(".tmp")

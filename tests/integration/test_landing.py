@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -239,3 +240,43 @@ def test_a_day_before_a_later_start_from_which_a_person_was_erased_is_no_damaged
     erase_user(later, UUID(ADA), [DAY])
     assert days_of_user(settings, UUID(ADA)) == []
     assert days_to_repair(settings, needs_event_data=False) == []
+
+
+@pytest.mark.parametrize("refused", ["at login", "at DuckDB's second connection"])
+def test_no_error_of_the_source_shows_the_password(
+    refused: str, new_database: Any, make_settings: Any
+) -> None:
+    """Nor its traceback, whose causes and contexts `--debug` prints."""
+    source: AppDatabase = new_database()
+    password, role = "p4ss-" + "marker", f"guest_{source.url.split('?')[0].rsplit('/', 1)[1]}"
+    source.execute(
+        f"create role {role} login password 'another' connection limit 1;"
+        f" grant select on all tables in schema public to {role}"
+    )
+    if refused == "at login":
+        ((hba,),) = source.query("show hba_file")
+        rules = Path(hba).read_text()
+        Path(hba).write_text(f"local all {role} scram-sha-256\n{rules}")
+        source.execute("select pg_reload_conf()")
+    url = source.url.replace("postgres@", f"{role}:{password}@")
+    with pytest.raises(UsagePipelineError) as caught:
+        land_events(make_settings(USAGE_APP_DATABASE_URL=url), [DAY])
+    shown = "".join(traceback.format_exception(caught.value))
+    error: BaseException | None = caught.value
+    while error:
+        shown += repr(error)
+        error = error.__cause__ or error.__context__
+    assert {"at login": "refused the login"}.get(refused, "too many connections") in shown
+    assert password not in shown
+
+
+def test_what_is_no_day_in_landing_is_left_alone(source: AppDatabase, make_settings: Any) -> None:
+    settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
+    land_events(settings, [DAY])
+    for name in ("usage_date=foo", "usage_date=20240312", "notes"):
+        (settings.events_dir / name).mkdir()
+    for name in (".DS_Store", "usage_date=2024-03-13", f"usage_date={DAY}/.DS_Store"):
+        (settings.events_dir / name).write_bytes(b"\0")
+    assert list(landed_manifests(settings)) == [DAY]
+    assert days_to_repair(settings, needs_event_data=True) == []
+    assert days_of_user(settings, UUID(ADA)) == [DAY]

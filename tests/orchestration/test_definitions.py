@@ -108,6 +108,7 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
         ROLLUP_EQUALS_LANDING,
         LANDING_EQUALS_SOURCE,
         "yesterday_is_published",
+        "no_events_lost",
         "row_count_is_usual",
         "source_schema_is_unchanged",
         "event_types_are_known",

@@ -1,6 +1,11 @@
-"""Rollup: which of several results of one test counts."""
+"""Rollup: which of several results of one test counts, and an audit of nothing."""
 
-from usage_pipeline.rollup import _badness
+from typing import Any
+
+import pytest
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.rollup import Rollup, _badness
 from usage_pipeline.transform import NodeResult
 
 
@@ -16,3 +21,8 @@ def test_an_error_in_one_range_outweighs_a_pass_in_another() -> None:
 
 def test_of_two_failures_the_one_with_more_rows_counts() -> None:
     assert max([result("fail", 2), result("fail", 7)], key=_badness).failures == 7
+
+
+def test_an_audit_before_anything_is_landed_says_so(make_settings: Any) -> None:
+    with pytest.raises(UsagePipelineError, match=r"No day is landed .*usage-pipeline rollup"):
+        Rollup(make_settings()).audit()

@@ -2,6 +2,7 @@
 
 from usage_pipeline.app_db.connection import (
     APPLICATION_NAME,
+    conceal,
     connect,
     create_schema,
     database_error,
@@ -16,6 +17,7 @@ from usage_pipeline.app_db.server import (
 __all__ = [
     "APPLICATION_NAME",
     "app_database_url",
+    "conceal",
     "connect",
     "create_schema",
     "dagster_database_url",

@@ -23,6 +23,12 @@ def redact(text: str) -> str:
     return re.sub(r"(password\s*=\s*)('[^']*'|\S+)", r"\1***", text, flags=re.IGNORECASE)
 
 
+def conceal(error: Exception) -> None:
+    """Take passwords out of a driver's error, which DuckDB puts there, and which a traceback shows
+    as the cause or the context of ours."""
+    error.args = (redact(str(error)),)
+
+
 def where(url: str) -> str:
     """Host and database of a URL, for messages; never user or password."""
     parts = parse_dsn(url)
@@ -46,11 +52,13 @@ def connect(url: str, variable: str = "USAGE_APP_DATABASE_URL") -> Iterator[Conn
             url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name=APPLICATION_NAME
         )
     except psycopg2.OperationalError as error:
+        conceal(error)
         raise database_error(error, url, variable) from None
     try:
         with connection:
             yield connection
     except psycopg2.Error as error:
+        conceal(error)
         raise database_error(error, url, variable) from error
     finally:
         connection.close()

@@ -116,6 +116,27 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
 
     @dg.asset_check(
         asset=dg.AssetKey(["landing", "usage_events"]),
+        name="no_events_lost",
+        description=(
+            "No day keeps more events than the source has, because the source lost more of them "
+            "than a correction may take away, or lost them before the look-back window."
+        ),
+    )
+    def no_events_lost(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
+        refused = landing.refused_days(rollup.settings)
+        return dg.AssetCheckResult(
+            passed=not refused,
+            description=str(landing.refusal(refused.values())) if refused else None,
+            metadata={
+                "days": {
+                    str(day): f"has {m.rows:,} events, the source {m.refused_rows:,}"
+                    for day, m in refused.items()
+                }
+            },
+        )
+
+    @dg.asset_check(
+        asset=dg.AssetKey(["landing", "usage_events"]),
         name="row_count_is_usual",
         description=(
             f"The newest day has {FEWEST} to {MOST} times the events of the median of the same "
@@ -184,6 +205,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
     return [
         audit,
         yesterday_is_published,
+        no_events_lost,
         row_count_is_usual,
         source_schema_is_unchanged,
         event_types_are_known,
