@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import yaml
 
 from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
@@ -78,11 +82,11 @@ class Transformer:
     def needs_event_data(self) -> bool:
         return any(meter.reads_event_data for meter in self.meters)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Identifies what warehouse rows are built with; another version means: rebuild."""
         parts = [
-            _project_hash(),
+            _models_hash(),
             metering.meters_version(self.meters),
             self.settings.timezone,
             self.settings.start_date.isoformat(),
@@ -98,7 +102,7 @@ class Transformer:
         """dbt's manifest.json, made by a parse when absent or older than project and meters."""
         path = self.settings.dbt_target_dir / "manifest.json"
         stamp = self.settings.dbt_target_dir / "parsed_version"
-        current = self._stamp()
+        current = self._stamp
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
             # By rename: a kill must not leave half a manifest, nor another process read it.
             with scratch(self.settings) as work:
@@ -114,7 +118,12 @@ class Transformer:
         Raises:
             UsagePipelineError: a model failed; names it and what the engine said.
         """
-        results = self._invoke("run", "--select", selection, days=days)
+        window = (
+            ["--event-time-start", str(days.start), "--event-time-end", str(days.end)]
+            if days
+            else []
+        )
+        results = self._invoke("run", "--select", selection, *window)
         failed = [result for result in results if result.status == "error"]
         if failed:
             raise UsagePipelineError(
@@ -125,8 +134,24 @@ class Transformer:
 
     def test(self, days: DayRange) -> list[NodeResult]:
         """Run the data tests over a window; failures are results, not exceptions."""
-        # `dbt test` knows no event times; a build of nothing but tests does.
-        return self._invoke("build", "--resource-type", "test", days=days)
+        # Not `dbt build`, which makes tests wait for each other and skips some when others fail.
+        # `dbt test` knows no event times, so the window comes as a variable.
+        window = {"window_start": days.start.isoformat(), "window_end": days.end.isoformat()}
+        results = self._invoke("test", "--resource-type", "test", variables=window)
+        found = {r.unique_id for r in results if r.status != "skipped"}
+        silent = self.data_tests() - found
+        return [
+            *(result for result in results if result.unique_id in found),
+            *(
+                NodeResult(unique_id, "error", 0.0, None, "dbt gave no result of this test")
+                for unique_id in sorted(silent)
+            ),
+        ]
+
+    def data_tests(self) -> set[str]:
+        """The ids of all data tests of the project."""
+        nodes = self._loaded_manifest().nodes.values()
+        return {node.unique_id for node in nodes if node.resource_type == "test"}
 
     def usage_daily_models(self) -> dict[str, str]:
         """`usage_daily` and the models it is made of as SQL, in the order in which they build.
@@ -135,7 +160,7 @@ class Transformer:
         compiling takes a second.
         """
         path = self.settings.dbt_target_dir / "usage_daily_models.json"
-        current = self._stamp()
+        current = self._stamp
         with suppress(FileNotFoundError, ValueError, KeyError):
             kept = json.loads(path.read_text())
             if kept["version"] == current:
@@ -159,21 +184,20 @@ class Transformer:
         replace_text(self.settings, path, json.dumps({"version": current, "models": models}))
         return models
 
+    @cached_property
     def _stamp(self) -> str:
-        """Identifies what dbt renders: its SQL holds the directory that it reads."""
-        return f"{self.version} {self.settings.landing_dir}"
+        """Identifies what dbt parses and renders: its SQL holds the directory that it reads."""
+        return f"{self.version} {_project_hash()} {self.settings.landing_dir}"
 
     def _parse(self) -> None:
         with self.timings.stage(DBT):
             self._dbt(["parse"])
 
-    def _invoke(self, command: str, *options: str, days: DayRange | None) -> list[NodeResult]:
-        arguments = [command, *options]
-        if days:
-            arguments += ["--event-time-start", days.start.isoformat()]
-            arguments += ["--event-time-end", days.end.isoformat()]
+    def _invoke(
+        self, *arguments: str, variables: Mapping[str, str] | None = None
+    ) -> list[NodeResult]:
         with self.timings.stage(DBT):
-            results = self._dbt(arguments).results
+            results = self._dbt(list(arguments), variables).results
             marks = [mark for result in results for mark in result.timing]
             if marks:  # from the first node's start to the last one's end
                 nodes = max(m.completed_at for m in marks) - min(m.started_at for m in marks)
@@ -189,7 +213,7 @@ class Transformer:
             for result in results
         ]
 
-    def _dbt(self, arguments: list[str]) -> Any:
+    def _dbt(self, arguments: list[str], variables: Mapping[str, str] | None = None) -> Any:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
@@ -212,7 +236,7 @@ class Transformer:
                 "--target-path",
                 str(self.settings.dbt_target_dir),
                 "--vars",
-                json.dumps(self.dbt_vars()),
+                json.dumps({**self.dbt_vars(), **(variables or {})}),
             ]
         )
         # Open from the first to the last node, not once for each; closed, because only one process
@@ -250,13 +274,47 @@ class Transformer:
         )
 
 
+def _project_files(*folders: str) -> list[Path]:
+    """Files of the dbt project that dbt reads, in an order that does not depend on the disk."""
+    found = [path for folder in folders for path in (DBT_PROJECT_DIR / folder).rglob("*.*")]
+    return [*sorted(found), DBT_PROJECT_DIR / "dbt_project.yml"]
+
+
 def _project_hash() -> str:
+    """Changes with anything in the project, tests and descriptions included."""
     digest = hashlib.sha256()
-    for folder in ("models", "macros"):
-        for path in sorted((DBT_PROJECT_DIR / folder).rglob("*.*")):
-            digest.update(path.name.encode() + path.read_bytes())
-    digest.update((DBT_PROJECT_DIR / "dbt_project.yml").read_bytes())
+    for path in _project_files("models", "macros", "tests"):
+        digest.update(str(path.relative_to(DBT_PROJECT_DIR)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+# Text in quotes first, so that what looks like a comment in it is none.
+_SQL_PIECES = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/|\{#.*?#\}|\s+", re.DOTALL)
+_PROSE = ("description", "data_tests", "unit_tests")
+
+
+def _models_hash() -> str:
+    """Changes when a number could: with the code of models and macros and what configures them,
+    not with comments, layout, descriptions and tests."""
+    digest = hashlib.sha256()
+    for path in _project_files("models", "macros"):
+        text = path.read_text("utf-8")
+        if path.suffix == ".sql":
+            meaning = _SQL_PIECES.sub(lambda piece: piece.group(1) or " ", text)
+            meaning = " ".join(meaning.split())
+        else:
+            meaning = json.dumps(_without_prose(yaml.load(text, _YAML)), default=str)
+        digest.update(f"{path.relative_to(DBT_PROJECT_DIR)}\n{meaning}\n".encode())
+    return digest.hexdigest()
+
+
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
+
+
+def _without_prose(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_prose(value[key]) for key in value if key not in _PROSE}
+    return [_without_prose(item) for item in value] if isinstance(value, list) else value
 
 
 def _first_line(message: str) -> str:

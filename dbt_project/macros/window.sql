@@ -2,18 +2,19 @@
   The window of days a run (re)builds, from --event-time-start/--event-time-end, and the
   incremental strategy that replaces exactly that window. Without them (unit tests, a bare
   compile) the window is all of time. They are arguments of the invocation: dbt's `flags` in Jinja
-  is a fixed selection that does not hold them.
+  is a fixed selection that does not hold them. `dbt test` has no such arguments: there the
+  variables window_start and window_end say what is tested.
 #}
 
 {% macro window_start(reach='day') -%}
-  {%- set given = invocation_args_dict.get('event_time_start') -%}
+  {%- set given = var('window_start', none) or invocation_args_dict.get('event_time_start') -%}
   {%- set day = (given | string)[:10] if given else '1900-01-01' -%}
   {%- if reach == 'month' -%} {%- set day = day[:8] ~ '01' -%} {%- endif -%}
   cast('{{ day }}' as date)
 {%- endmacro %}
 
 {% macro window_end(reach='day') -%}
-  {%- set given = invocation_args_dict.get('event_time_end') -%}
+  {%- set given = var('window_end', none) or invocation_args_dict.get('event_time_end') -%}
   {%- if given -%}
     {%- set last = modules.datetime.datetime.strptime((given | string)[:10], '%Y-%m-%d') -%}
     {%- if reach == 'month' -%}

@@ -85,10 +85,12 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
             yield dg.AssetCheckResult(
                 asset_key=spec.asset_key,
                 check_name=spec.name,
-                passed=result is None or result.status == "pass",
+                passed=result is not None and result.status == "pass",
                 severity=dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN,
                 metadata=(
-                    {"rows": result.failures or 0, "message": result.message} if result else {}
+                    {"rows": result.failures or 0, "message": result.message}
+                    if result
+                    else {"message": "The audit gave no result of this test."}
                 ),
             )
         if dg.AssetCheckKey(GATE_ASSET, GATE) in selected:

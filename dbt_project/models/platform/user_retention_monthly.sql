@@ -11,14 +11,32 @@ months as (
     where usage_date >= {{ first_day() }}
 ),
 
--- an erased person is in no cohort: their activity cannot be told from that of others
-cohorts as (
+-- Both sides of a rate are counted among these, so that no correction of an account moves only one.
+-- An erased person is in no cohort: their activity cannot be told from that of others.
+members as (
     select
-        {{ month_of('created_date') }} as cohort_month,
-        count(*) as cohort_users
+        user_id,
+        {{ month_of('created_date') }} as cohort_month
     from {{ ref('stg_users') }}
     where user_id is not null and created_date <= (select max(usage_date) from landed_days)
-    group by {{ month_of('created_date') }}
+),
+
+cohorts as (
+    select
+        cohort_month,
+        count(*) as cohort_users
+    from members
+    group by cohort_month
+),
+
+retained as (
+    select
+        members.cohort_month,
+        active.month,
+        count(*) as retained_users
+    from {{ ref('active_users_monthly') }} as active
+    inner join members on active.user_id = members.user_id
+    group by members.cohort_month, active.month
 ),
 
 retention as (
@@ -29,7 +47,7 @@ retention as (
         coalesce(retained.retained_users, 0) as retained_users
     from cohorts
     inner join months on cohorts.cohort_month <= months.month
-    left join {{ ref('retained_users_monthly') }} as retained
+    left join retained
         on cohorts.cohort_month = retained.cohort_month and months.month = retained.month
 )
 

@@ -1,0 +1,175 @@
+"""The gate before publishing: every data test has a result of this audit, or nothing passes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import pytest
+from support import AppDatabase, build, day, roll_up, snapshot_query
+
+from usage_pipeline import transform
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
+from usage_pipeline.transform import Transformer
+
+SINGULAR = {path.stem for path in (DBT_PROJECT_DIR / "tests").glob("*.sql")}
+USER = str(UUID(int=7))
+
+
+@pytest.fixture(scope="module")
+def settings(new_database: Any, make_settings: Any) -> Settings:
+    """One day with two events, published."""
+    database: AppDatabase = new_database()
+    database.insert("users", [(USER, None, "2024-02-01T00:00Z", None)])
+    database.insert(
+        "usage_events",
+        [(str(UUID(int=n)), USER, None, "api_call", None, n, "2024-03-30T12:00Z") for n in (1, 2)],
+    )
+    made: Settings = make_settings(
+        USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30"
+    )
+    roll_up(made, day("2024-03-30"))
+    return made
+
+
+def warehouse(settings: Settings, statement: str) -> None:
+    with duckdb.connect(str(settings.warehouse_path)) as db:
+        db.execute(statement)
+
+
+def test_a_failing_test_keeps_no_other_from_its_result(settings: Settings) -> None:
+    """The first of both used to skip 34 tests, and those counted as passed."""
+    rollup = build(settings, day("2024-03-30"))
+    warehouse(settings, "insert into usage_daily select * from usage_daily")
+    warehouse(settings, "update org_usage_daily set total_quantity = total_quantity + 1")
+    warehouse(settings, "update user_retention_monthly set retained_users = 2, cohort_users = 1")
+    results = {result.name: result.status for result in rollup.audit()}
+    assert results.keys() >= SINGULAR
+    assert set(results.values()) <= {"pass", "warn", "fail"}
+    failed = {name for name, status in results.items() if status == "fail"}
+    assert {
+        "organisations_and_platform_equal_users_daily",
+        "retention_is_at_most_all",
+        "usage_aggregations_equal_usage",
+        "rollup_equals_landing",
+    } <= failed
+    assert any(name.startswith("unique_grain_usage_daily_") for name in failed)
+    with pytest.raises(UsagePipelineError, match="Blocking checks failed: "):
+        rollup.publish("refused")
+    roll_up(settings, day("2024-03-30"))  # and is good again
+
+
+@pytest.fixture
+def own_project(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A copy of the dbt project that a test may change."""
+    project = tmp_path / "dbt_project"
+    shutil.copytree(DBT_PROJECT_DIR, project, ignore=shutil.ignore_patterns("target", "logs"))
+    monkeypatch.setattr(transform, "DBT_PROJECT_DIR", project)
+    yield project
+    shutil.rmtree(settings.dbt_target_dir, ignore_errors=True)  # parsed from the copy
+
+
+def test_a_new_test_is_part_of_the_next_audit(settings: Settings, own_project: Path) -> None:
+    before = Transformer(settings).version
+    (own_project / "tests" / "nobody_uses_anything.sql").write_text(
+        "select * from {{ ref('usage_daily') }}"
+    )
+    rollup = Rollup(settings)
+    assert rollup.transformer.version == before  # no number can change: nothing is built again
+    results = {result.name: result for result in rollup.audit()}
+    assert (results["nobody_uses_anything"].status, results["nobody_uses_anything"].failures) == (
+        "fail",
+        1,
+    )
+
+
+def test_a_test_without_result_shuts_the_gate(settings: Settings) -> None:
+    """A test of the manifest that dbt does not run, as when it is disabled from outside."""
+    rollup = Rollup(settings)
+    known = rollup.transformer.data_tests()
+    silent = "test.usage_pipeline.nobody_ran_this"
+    rollup.transformer.data_tests = lambda: {*known, silent}  # type: ignore[method-assign]
+    results = rollup.audit()
+    assert [result.unique_id for result in blocking_failures(results)] == [silent]
+    with pytest.raises(UsagePipelineError, match="nobody_ran_this"):
+        rollup.publish("refused")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("models/usage/usage_daily.yml", "description:", "description: More prose.", False),
+        ("models/usage/usage_daily.sql", "with partials", "-- a comment\nwith  partials", False),
+        ("macros/engine.sql", "{#", "{# more prose", False),
+        ("models/usage/usage_daily.sql", "with partials", "with /* why */ partials", False),
+        ("models/usage/usage_daily.sql", "    event_count,", "    event_count + 1,", True),
+        ("models/usage/usage_aggregations.sql", "'|'", "'--'", True),
+        ("macros/engine.sql", "decimal(38, 9)", "decimal(38, 8)", True),
+        ("models/usage/usage_daily.yml", "decimal(38, 9)", "decimal(38, 8)", True),
+        ("dbt_project.yml", "replace_days", "append", True),
+    ],
+)
+def test_only_what_can_change_a_number_changes_the_version(
+    file: str,
+    old: str,
+    new: str,
+    changes: bool,
+    *,
+    settings: Settings,
+    own_project: Path,
+) -> None:
+    before = Transformer(settings).version
+    path = own_project / file
+    text = path.read_text()
+    if old not in text:
+        pytest.fail(f"{file} does not hold {old!r}")
+    path.write_text(text.replace(old, new, 1))
+    assert (Transformer(settings).version != before) is changes
+
+
+def test_retention_counts_both_sides_among_the_same_users(
+    new_database: Any, make_settings: Any
+) -> None:
+    """Accounts are corrected after their months were built: nobody is retained who is in no cohort.
+
+    Of users 1 to 4, active in March: 1 moves from March's cohort to April's, 2 is registered later
+    than the last landed day, 3 is gone from the source, 4 moves from April's cohort to March's.
+    """
+    database: AppDatabase = new_database()
+    users = [str(UUID(int=n)) for n in range(1, 5)]
+    registered = ["2024-03-01", "2024-03-02", "2024-03-03", "2024-04-01"]
+    database.insert(
+        "users", [(user, None, at, None) for user, at in zip(users, registered, strict=True)]
+    )
+    database.insert(
+        "usage_events",
+        [
+            (str(UUID(int=100 + n)), user, None, "api_call", None, 1, "2024-03-31T12:00Z")
+            for n, user in enumerate(users)
+        ],
+    )
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30")
+    query = (
+        "select cohort_month::text, months_since, cohort_users, retained_users, retention_rate"
+        " from user_retention_monthly order by 1, 2"
+    )
+    roll_up(settings, day("2024-03-31"))
+    assert snapshot_query(settings, query) == [("2024-03-01", 0, 3, 3, 1)]
+    database.execute("update users set created_at = '2024-04-01' where id = %s", [users[0]])
+    database.execute("update users set created_at = '2024-04-09' where id = %s", [users[1]])
+    database.execute("delete from users where id = %s", [users[2]])
+    database.execute("update users set created_at = '2024-03-04' where id = %s", [users[3]])
+    roll_up(settings, day("2024-04-01"))  # March is not built again
+    assert snapshot_query(settings, query) == [
+        ("2024-03-01", 0, 1, 1, 1),
+        ("2024-03-01", 1, 1, 0, 0),
+        ("2024-04-01", 0, 1, 0, 0),
+    ]
