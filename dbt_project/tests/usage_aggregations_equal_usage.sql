@@ -23,6 +23,7 @@ with usage as (
     where {{ in_window('month', 'month') }}
 ),
 
+-- a day that the zone skipped has no length and starts when the next one does;
 -- the bounds of period_start, with a day's slack for the zone, let the engine skip all other rows
 aggregations as (
     select
@@ -35,7 +36,7 @@ aggregations as (
         cast({{ json_text('aggregations.metadata', '$."event_count"') }} as bigint) as event_count
     from {{ ref('usage_aggregations') }} as aggregations
     inner join {{ ref('stg_calendar') }} as calendar
-        on aggregations.period_start = calendar.starts_at
+        on aggregations.period_start = calendar.starts_at and calendar.starts_at < calendar.ends_at
     where
         aggregations.period_type = 'daily'
         and {{ in_window('calendar.calendar_date', 'day') }}
@@ -52,7 +53,7 @@ aggregations as (
         cast({{ json_text('aggregations.metadata', '$."event_count"') }} as bigint) as event_count
     from {{ ref('usage_aggregations') }} as aggregations
     inner join {{ ref('stg_calendar') }} as calendar
-        on aggregations.period_start = calendar.starts_at
+        on aggregations.period_start = calendar.starts_at and calendar.starts_at < calendar.ends_at
     where
         aggregations.period_type = 'monthly'
         and {{ in_window('calendar.calendar_date', 'month') }}
