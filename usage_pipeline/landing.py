@@ -49,6 +49,11 @@ _FITS = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
 # In Postgres; the second gives the arguments of `fingerprint`.
 _VALID_SUM = f"coalesce(sum(round(quantity, 9)) filter (where {_FITS}), 0)"
 _FINGERPRINT = f"count(*), {_VALID_SUM}, max(created_at)"
+# Total, so that a day is landed alike each time: rows that tie in all of it are the same event.
+_NEWEST_FIRST = (
+    "id, created_at desc, quantity desc nulls last, user_id, org_id, event_type::text, "
+    'event_data::text collate "C"'
+)
 EMPTY = "0 0 -"  # the fingerprint of a day without events
 
 
@@ -584,9 +589,24 @@ def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
         )
         if cursor.fetchone() is None:
             return False
-        cursor.execute(f"explain {query}")
-        plan = "\n".join(row[0] for row in cursor.fetchall())
-        return "Join" not in plan and "Nested Loop" not in plan  # a join could repeat a row
+        cursor.execute(f"explain (format json) {query}")
+        ((plan,),) = cursor.fetchall()
+    return _scans_one_table(plan[0]["Plan"])
+
+
+def _scans_one_table(plan: dict[str, Any]) -> bool:
+    """Whether a plan is the scan of one table, so that no row of it comes out twice.
+
+    Every other node is taken for one that could repeat a row: joins, sets, functions, partitions.
+    """
+    beside = ("InitPlan", "SubPlan")  # scalar subqueries
+    children = [c for c in plan.get("Plans", []) if c["Parent Relationship"] not in beside]
+    if plan["Node Type"] in ("Gather", "Result") and len(children) == 1:
+        return _scans_one_table(children[0])
+    scans = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan")
+    return plan["Node Type"] in scans and all(
+        child["Node Type"].startswith("Bitmap") for child in children
+    )
 
 
 def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
@@ -663,7 +683,7 @@ def _landed_events(settings: Settings, source: _Source, window: str) -> str:
         winners = (
             f"select * from (select distinct on (id) * from {events} where id in "
             f"(select id from {events} where {window}) "
-            f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
+            f"order by {_NEWEST_FIRST}) as newest where {window} "
             f"union all select * from {events} where {window} and id is null"
         )
     event_data = "event_data::text" if settings.land_event_data else "null::text"
