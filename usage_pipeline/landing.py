@@ -261,6 +261,27 @@ def in_use(settings: Settings, how: int = fcntl.LOCK_SH) -> Iterator[None]:
         yield
 
 
+def days_of_invalid_events(settings: Settings, days: Iterable[date]) -> set[date]:
+    """Days for which the warehouse has an invalid event that is landed in one of `days`.
+
+    The caller is the single writer.
+    """
+    files = [str(file) for day in days for file in data_files(settings.events_dir, day)]
+    if not files:
+        return set()
+    with warehouse.connect(settings, settings.warehouse_path, read_only=True) as db:
+        try:
+            rows = db.execute(
+                "select distinct invalid.usage_date from read_parquet(?, hive_partitioning = false)"
+                " as landed inner join invalid_usage_events as invalid"
+                " on landed.id = invalid.event_id",
+                [files],
+            ).fetchall()
+        except duckdb.CatalogException:  # nothing was built yet
+            return set()
+    return {day for (day,) in rows}
+
+
 def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
     """Landed days with an event that names a person, as its user or in its event_data.
 

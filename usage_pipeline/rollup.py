@@ -53,11 +53,16 @@ class Rollup:
         self._audited_revision: int | None = None
 
     def land_events(self, days: Iterable[date]) -> list[Manifest]:
-        """Extract days, and again every landed day that is damaged or was cut differently, and
-        those that a killed or failed run meant to extract."""
+        """Extract days, and again every landed day that is damaged or was cut differently, those
+        that a killed or failed run meant to extract, and those that an invalid event has left."""
         repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        wanted = self.pending.add({*days, *repairs})
+        landed = self._land(self.pending.add({*days, *repairs}))
+        if left := self._days_left_by({date.fromisoformat(m.usage_date) for m in landed}):
+            landed += self._land(self.pending.add(left))
+        return landed
+
+    def _land(self, wanted: set[date]) -> list[Manifest]:
         landed = 0
 
         def progress(manifest: Manifest) -> None:
@@ -68,6 +73,17 @@ class Rollup:
         replacing = self._replacing(ranges_of_days(wanted))
         with self.timings.stage("source"):
             return landing.land_events(self.settings, sorted(wanted), progress, replacing)
+
+    def _days_left_by(self, days: set[date]) -> set[date]:
+        """Landed days in which an invalid event is known that stands in one of these days now.
+
+        Invalid events only: they are few and their key has no date, so that both rows would meet.
+        """
+        if not self.settings.warehouse_path.exists():
+            return set()
+        with self._writing("looking for moved events", "landing"):
+            known = landing.days_of_invalid_events(self.settings, days)
+        return known & landing.landed_manifests(self.settings).keys() - days
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
