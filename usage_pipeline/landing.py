@@ -232,9 +232,7 @@ def land_snapshots(
                     for c in columns
                     if c.endswith("_at")
                 ]
-                remote = ", ".join(
-                    f"{c}::numeric(38,9) as {c}" if c == "limit_quantity" else c for c in columns
-                )
+                remote = ", ".join(_usable(column) for column in columns)
                 others = [c for c in columns if c not in ids]
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {_scan(query)}"
@@ -247,6 +245,17 @@ def land_snapshots(
                 name = f"{table}.parquet"
                 (work / name).replace(settings.landing_dir / name)
     return rows
+
+
+def _usable(column: str) -> str:
+    """A column of an account, judged in Postgres: what no table can hold is landed as null, an
+    instant as unknown and a limit as none."""
+    if column == "limit_quantity":
+        fits = _FITS.replace("quantity", column)
+        return f"(case when {fits} then {column} end)::numeric(38,9) as {column}"
+    if column.endswith("_at"):
+        return f"case when isfinite({column}) then {column} end as {column}"
+    return column
 
 
 @contextmanager

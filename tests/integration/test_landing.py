@@ -297,3 +297,24 @@ def test_of_rows_that_tie_the_same_one_wins_in_whatever_order_they_were_written(
     data = partition(settings) / "part-*.parquet"
     kept = duckdb.sql(f"select user_id[-1], event_data from '{data}' where event_type = 'api_call'")
     assert kept.fetchall() == [("2", '{"n": 1}')]
+
+
+def test_unusable_instants_and_limits_of_accounts_are_landed_as_unknown(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    database.execute("""
+        insert into users values (gen_random_uuid(), null, '-infinity', 'infinity');
+        insert into plan_limits values ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5)
+    """)
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    land_snapshots(settings)
+    users, limits = (settings.landing_dir / f"{t}.parquet" for t in ("users", "plan_limits"))
+    assert duckdb.sql(
+        f"select created_at, deleted_at, created_date, deleted_date from '{users}'"
+    ).fetchall() == [(None, None, None, None)]
+    assert duckdb.sql(f"select limit_quantity from '{limits}' order by plan").fetchall() == [
+        (None,),
+        (None,),
+        (Decimal("12.5"),),
+    ]
