@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Context, Decimal
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -57,6 +58,11 @@ _FITS = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"
 # In Postgres; the second gives the arguments of `fingerprint`.
 _VALID_SUM = f"coalesce(sum(round(quantity, 9)) filter (where {_FITS}), 0)"
 _FINGERPRINT = f"count(*), {_VALID_SUM}, max(created_at)"
+# Total, so that a day is landed alike each time: rows that tie in all of it are the same event.
+_NEWEST_FIRST = (
+    "id, created_at desc, quantity desc nulls last, user_id, org_id, event_type::text, "
+    'event_data::text collate "C"'
+)
 EMPTY = "0 0 -"  # the fingerprint of a day without events
 
 
@@ -168,7 +174,7 @@ def land_events(
     days: Iterable[date],
     progress: Callable[[Manifest], None] = lambda manifest: None,
     replacing: AbstractContextManager[None] = _NOBODY_ELSE,
-    fewer_allowed: Collection[date] = (),
+    may_lose: Mapping[date, float] = MappingProxyType({}),
 ) -> list[Manifest]:
     """Extract whole days of `usage_events`, then replace their partitions.
 
@@ -180,7 +186,8 @@ def land_events(
         days: local days; a day without events becomes an empty partition.
         progress: called with the manifest of each extracted day.
         replacing: entered around the renames, when the source is closed already.
-        fewer_allowed: days that an operator lets lose events.
+        may_lose: how many events days may lose, because an operator said so or because they are
+            known to have moved; of other days `lost_events` decides.
 
     Returns:
         The manifests that stand for these days now.
@@ -194,7 +201,7 @@ def land_events(
         landed = extract_events(settings, before, work, progress)
         with replacing:
             recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
-            if not fewer_allowed:
+            if not may_lose:
                 _require_events_to_recut(settings, recut, landed)
             published = lost_events.published_days(settings)
             for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
@@ -208,7 +215,7 @@ def land_events(
                 if (
                     known
                     and day not in recut
-                    and day not in fewer_allowed
+                    and known.rows - mine.rows > may_lose.get(day, 0)
                     and not lost_events.is_correction(settings, day, known.rows, mine.rows)
                 ):
                     landed[at] = replace(known, refused=mine.fingerprint)
@@ -376,9 +383,7 @@ def land_snapshots(
                     for c in columns
                     if c.endswith("_at")
                 ]
-                remote = ", ".join(
-                    f"{c}::numeric(38,9) as {c}" if c == "limit_quantity" else c for c in columns
-                )
+                remote = ", ".join(_usable(column) for column in columns)
                 others = [c for c in columns if c not in ids]
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {_scan(query)}"
@@ -393,6 +398,17 @@ def land_snapshots(
     return rows
 
 
+def _usable(column: str) -> str:
+    """A column of an account, judged in Postgres: what no table can hold is landed as null, an
+    instant as unknown and a limit as none."""
+    if column == "limit_quantity":
+        fits = _FITS.replace("quantity", column)
+        return f"(case when {fits} then {column} end)::numeric(38,9) as {column}"
+    if column.endswith("_at"):
+        return f"case when isfinite({column}) then {column} end as {column}"
+    return column
+
+
 @contextmanager
 def in_use(settings: Settings, how: int = fcntl.LOCK_SH) -> Iterator[None]:
     """Whoever lands shares landing, from the extraction on; who erases a person has it alone.
@@ -403,6 +419,28 @@ def in_use(settings: Settings, how: int = fcntl.LOCK_SH) -> Iterator[None]:
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
     with warehouse.locked(settings.landing_dir, how):
         yield
+
+
+def invalid_events_known(settings: Settings, days: Iterable[date]) -> dict[date, float]:
+    """How many invalid events that are landed in one of `days` the warehouse has, by its day.
+
+    The caller is the single writer.
+    """
+    files = [str(file) for day in days for file in data_files(settings.events_dir, day)]
+    if not files:
+        return {}
+    with warehouse.connect(settings, settings.warehouse_path, read_only=True) as db:
+        try:
+            rows = db.execute(
+                "select invalid.usage_date, count(distinct invalid.event_id)"
+                " from read_parquet(?, hive_partitioning = false)"
+                " as landed inner join invalid_usage_events as invalid"
+                " on landed.id = invalid.event_id group by invalid.usage_date",
+                [files],
+            ).fetchall()
+        except duckdb.CatalogException:  # nothing was built yet
+            return {}
+    return dict(rows)
 
 
 def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
@@ -734,9 +772,24 @@ def _ids_are_unique(postgres: PostgresConnection, query: str) -> bool:
         )
         if cursor.fetchone() is None:
             return False
-        cursor.execute(f"explain {query}")
-        plan = "\n".join(row[0] for row in cursor.fetchall())
-        return "Join" not in plan and "Nested Loop" not in plan  # a join could repeat a row
+        cursor.execute(f"explain (format json) {query}")
+        ((plan,),) = cursor.fetchall()
+    return _scans_one_table(plan[0]["Plan"])
+
+
+def _scans_one_table(plan: dict[str, Any]) -> bool:
+    """Whether a plan is the scan of one table, so that no row of it comes out twice.
+
+    Every other node is taken for one that could repeat a row: joins, sets, functions, partitions.
+    """
+    beside = ("InitPlan", "SubPlan")  # scalar subqueries
+    children = [c for c in plan.get("Plans", []) if c["Parent Relationship"] not in beside]
+    if plan["Node Type"] in ("Gather", "Result") and len(children) == 1:
+        return _scans_one_table(children[0])
+    scans = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan")
+    return plan["Node Type"] in scans and all(
+        child["Node Type"].startswith("Bitmap") for child in children
+    )
 
 
 def _extract_day(settings: Settings, source: _Source, day: date, folder: Path) -> Manifest:
@@ -813,7 +866,7 @@ def _landed_events(settings: Settings, source: _Source, window: str) -> str:
         winners = (
             f"select * from (select distinct on (id) * from {events} where id in "
             f"(select id from {events} where {window}) "
-            f"order by id, created_at desc, quantity desc nulls last) as newest where {window} "
+            f"order by {_NEWEST_FIRST}) as newest where {window} "
             f"union all select * from {events} where {window} and id is null"
         )
     event_data = "event_data::text" if settings.land_event_data else "null::text"

@@ -7,7 +7,7 @@ days that an earlier run left unpublished, and only what was audited is publishe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 
@@ -22,6 +22,7 @@ from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges
 
 # With two events a cell, more events than this in one dbt pass would spill under the memory limit.
 EVENTS_A_PASS = 10_000_000
+ANY_NUMBER = float("inf")
 
 # Results of the audit beside those of the dbt tests.
 ROLLUP_EQUALS_LANDING = "rollup_equals_landing"
@@ -58,13 +59,20 @@ class Rollup:
         self._audited_revision: int | None = None
 
     def land_events(self, days: Iterable[date]) -> list[Manifest]:
-        """Extract days, and again every landed day that is damaged or was cut differently, and
-        those that a killed or failed run meant to extract. Days that would lose events keep what
-        they have, and are in `refused` then."""
+        """Extract days, and again every landed day that is damaged or was cut differently, those
+        that a killed or failed run meant to extract, and those that an invalid event has left.
+        Days that would lose events keep what they have, and are in `refused` then."""
         days = set(days)
         repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        wanted = self.pending.add({*days, *repairs})
+        allowed = dict.fromkeys(days, ANY_NUMBER) if self.allow_fewer_events else {}
+        landed = self._land(self.pending.add({*days, *repairs}), allowed)
+        if moved := self._moved_from({date.fromisoformat(m.usage_date) for m in landed}):
+            landed += self._land(self.pending.add(moved), moved)
+        self.refused = [manifest for manifest in landed if manifest.refused]
+        return landed
+
+    def _land(self, wanted: set[date], may_lose: Mapping[date, float]) -> list[Manifest]:
         landed = 0
 
         def progress(manifest: Manifest) -> None:
@@ -74,15 +82,22 @@ class Rollup:
 
         replacing = self._replacing(ranges_of_days(wanted))
         with self.timings.stage("source"):
-            manifests = landing.land_events(
-                self.settings,
-                sorted(wanted),
-                progress,
-                replacing,
-                fewer_allowed=days if self.allow_fewer_events else (),
+            return landing.land_events(
+                self.settings, sorted(wanted), progress, replacing, may_lose=may_lose
             )
-        self.refused = [manifest for manifest in manifests if manifest.refused]
-        return manifests
+
+    def _moved_from(self, days: set[date]) -> dict[date, float]:
+        """Landed days in which invalid events are known that stand in one of `days` now, and how
+        many.
+
+        Invalid events only: they are few and their key has no date, so that both rows would meet.
+        """
+        if not self.settings.warehouse_path.exists():
+            return {}
+        with self._writing("looking for moved events", "landing"):
+            known = landing.invalid_events_known(self.settings, days)
+        landed = landing.landed_manifests(self.settings)
+        return {day: events for day, events in known.items() if day in landed and day not in days}
 
     def land_snapshots(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""

@@ -15,9 +15,11 @@ import duckdb
 import pytest
 from support import AppDatabase
 
+from usage_pipeline.app_db import connect
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import (
     SNAPSHOTS,
+    _ids_are_unique,
     changed_days,
     days_of_user,
     days_to_repair,
@@ -280,3 +282,80 @@ def test_what_is_no_day_in_landing_is_left_alone(source: AppDatabase, make_setti
     assert list(landed_manifests(settings)) == [DAY]
     assert days_to_repair(settings, needs_event_data=True) == []
     assert days_of_user(settings, UUID(ADA)) == [DAY]
+
+
+COLUMNS = "user_id, org_id, event_type, event_data, quantity, created_at"
+
+
+@pytest.mark.parametrize(
+    ("query", "unique"),
+    [
+        (f"select id, {COLUMNS} from usage_events", True),
+        (f"select id, {COLUMNS} from usage_events where quantity > 0", True),
+        (
+            f"select id, {COLUMNS.replace('org_id', '(select id from orgs limit 1) as org_id')}"
+            " from usage_events",
+            True,
+        ),
+        (f"select id, {COLUMNS} from usage_events, generate_series(1, 2)", False),
+        (f"select id, {COLUMNS}, generate_series(1, 2) from usage_events", False),
+        (f"select id, {COLUMNS} from usage_events, unnest(array[1, 2])", False),
+        (f"select id, {COLUMNS} from usage_events join plan_limits on true", False),
+        (
+            f"select id, {COLUMNS} from usage_events"
+            f" union all select id, {COLUMNS} from usage_events",
+            False,
+        ),
+        (f"select org_id as id, {COLUMNS} from usage_events", False),
+    ],
+)
+def test_only_the_scan_of_one_table_vouches_for_unique_ids(
+    query: str, unique: bool, source: AppDatabase
+) -> None:
+    with connect(source.url) as postgres:
+        assert _ids_are_unique(postgres, query) is unique
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_rows_that_tie_the_same_one_wins_in_whatever_order_they_were_written(
+    reverse: bool, new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    database.execute("alter table usage_events drop constraint usage_events_pkey")
+    rows = [
+        (str(UUID(int=1)), user, None, kind, data, 1, "2024-03-10T05:00Z")
+        for user, kind, data in (
+            (str(UUID(int=2)), "api_call", '{"n": 1}'),
+            (str(UUID(int=2)), "api_call", '{"n": 2}'),
+            (str(UUID(int=2)), "user_active", '{"n": 1}'),
+            (str(UUID(int=3)), "api_call", '{"n": 1}'),
+        )
+    ]
+    database.insert("usage_events", reversed(rows) if reverse else rows)
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    (manifest,) = land_events(settings, [DAY])
+    assert (manifest.rows, manifest.duplicate_rows) == (1, 3)
+    data = partition(settings) / "part-*.parquet"
+    kept = duckdb.sql(f"select user_id[-1], event_data from '{data}' where event_type = 'api_call'")
+    assert kept.fetchall() == [("2", '{"n": 1}')]
+
+
+def test_unusable_instants_and_limits_of_accounts_are_landed_as_unknown(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    database.execute("""
+        insert into users values (gen_random_uuid(), null, '-infinity', 'infinity');
+        insert into plan_limits values ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5)
+    """)
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    land_snapshots(settings)
+    users, limits = (settings.landing_dir / f"{t}.parquet" for t in ("users", "plan_limits"))
+    assert duckdb.sql(
+        f"select created_at, deleted_at, created_date, deleted_date from '{users}'"
+    ).fetchall() == [(None, None, None, None)]
+    assert duckdb.sql(f"select limit_quantity from '{limits}' order by plan").fetchall() == [
+        (None,),
+        (None,),
+        (Decimal("12.5"),),
+    ]

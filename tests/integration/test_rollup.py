@@ -409,3 +409,33 @@ def test_the_source_sees_who_reads_and_that_it_only_reads(
         "transaction_read_only": "on",
         "statement_timeout": "30min",
     }
+
+
+@pytest.mark.parametrize("moved_by", [2, -2])
+def test_an_invalid_event_that_moved_is_one_row_of_its_new_day(
+    moved_by: int, new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    database.execute("alter table usage_events alter event_type type text")
+    user, moving = str(UUID(int=0xADA << 96)), str(UUID(int=1))
+    database.insert(
+        "usage_events",
+        [
+            (moving, user, None, "of_no_known_type", None, 1, "2024-03-30T10:00Z"),
+            (str(UUID(int=2)), user, None, "api_call", None, 5, "2024-03-30T11:00Z"),
+        ],
+    )
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    roll_up(settings, day("2024-03-30"))
+    database.execute(
+        "update usage_events set created_at = created_at + make_interval(days => %s) where id = %s",
+        (moved_by, moving),
+    )
+    new_day = date(2024, 3, 30) + timedelta(days=moved_by)
+    roll_up(settings, day(new_day.isoformat()))
+    published = assert_published_alike(settings, database.url)
+    invalid = [(r["event_id"], r["usage_date"]) for r in published["invalid_usage_events"]]
+    assert invalid == [(moving, new_day)]
+    totals = [(r["usage_date"], r["total_quantity"]) for r in published["usage_daily"]]
+    assert totals == [(date(2024, 3, 30), 5)]
+    assert landed_manifests(settings)[date(2024, 3, 30)].rows == 1
