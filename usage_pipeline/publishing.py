@@ -734,10 +734,12 @@ class _Postgres:
 
     def _grant(self) -> None:
         """Let dashboards read, where an administrator has made the role for them."""
+        # Not on all tables of the schema: another role's view there is not ours to grant.
+        ours = [self._name(name) for name in ("snapshot", *(t.name for t in SERVED_TABLES))]
         if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
             self._cursor.execute(
                 f'grant usage on schema "{self._schema}" to {READER_ROLE};'
-                f' grant select on all tables in schema "{self._schema}" to {READER_ROLE}'
+                f" grant select on {', '.join(ours)} to {READER_ROLE}"
             )
 
     def _temporary(self, name: str, query: str) -> None:
