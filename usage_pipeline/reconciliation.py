@@ -50,7 +50,8 @@ class Line:
         metric_type: None for events that no meter counts, such as invalid ones; there is such a
             line only where they differ.
         source_events, source_sum: None where the source was not asked.
-        matches: on all sides asked, events, sums, users' numbers and contents agree.
+        matches: False when events, sums, users' numbers or contents differ between any two of the
+            sides; None when those asked agree and the source was not asked.
         users: ids of some of the users whose events or numbers differ.
     """
 
@@ -62,7 +63,7 @@ class Line:
     source_sum: Decimal | None
     landed_sum: Decimal
     published_sum: Decimal
-    matches: bool
+    matches: bool | None
     users: tuple[str, ...] = ()
 
 
@@ -155,12 +156,14 @@ def _asked_at_source(
 ) -> Line:
     meter = meters.get(line.metric_type or "")
     if meter is None or line.usage_date not in source:
-        return line
+        return replace(line, matches=None if line.matches else False)
     events, total = source[line.usage_date].get(meter.event_type, (0, Decimal(0)))
     if meter.aggregation == "count":
         total = Decimal(events)
     same = (events, total) == (line.landed_events, line.landed_sum)
-    return replace(line, source_events=events, source_sum=total, matches=line.matches and same)
+    return replace(
+        line, source_events=events, source_sum=total, matches=bool(line.matches) and same
+    )
 
 
 def _compare_with_source(

@@ -219,7 +219,7 @@ class Rollup:
         )
         seconds = time.perf_counter() - started
         unlike_landing = [line for line in lines if line.users]
-        unlike_source = [line for line in lines if not line.matches and not line.users]
+        unlike_source = [line for line in lines if line.matches is False and not line.users]
         return [
             NodeResult(
                 unique_id=f"reconciliation.usage_pipeline.{name}",
