@@ -131,6 +131,18 @@ def check_built(
         for meter in meters
         if meter.counts_every_event and meter.aggregation in ("sum", "count")
     }
+    lines = [
+        _asked_at_source(line, source, counted_at_source)
+        for line in compare_built(settings, models, ranges)
+    ]
+    _note(settings, ranges, lines)
+    return lines
+
+
+def compare_built(
+    settings: Settings, models: Mapping[str, str], ranges: Sequence[DayRange]
+) -> list[Line]:
+    """Compare landing with the built days, in the warehouse."""
     lines = []
     for batch in _batches(settings, ranges):
         with connect(settings, ":memory:") as db:
@@ -141,11 +153,7 @@ def check_built(
                 f" where usage_date in ({_dates(batch)})"
             )
             differing = _cells_that_differ(db, "landed", "published")
-            lines += [
-                _asked_at_source(line, source, counted_at_source)
-                for line in _lines(db, ("landed", "published"), differing)
-            ]
-    _note(settings, ranges, lines)
+            lines += _lines(db, ("landed", "published"), differing)
     return lines
 
 

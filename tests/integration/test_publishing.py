@@ -341,6 +341,7 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
     assert rewritten == {
         "usage.duckdb",
         "parquet/_snapshot.json",
+        "parquet/snapshot/data.parquet",
         "parquet/usage_daily/month=2025-04-01/data.parquet",
         "parquet/usage_aggregations/month=2025-04-01/data.parquet",
         "parquet/usage_restatements/month=2025-04-01/data.parquet",
