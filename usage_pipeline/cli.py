@@ -22,6 +22,8 @@ from rich.table import Column, Table
 from usage_pipeline import app_db, diagnosis, erasure, exports, landing
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters import load_meters
+from usage_pipeline.places import Unlike
+from usage_pipeline.reconciliation import Line
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, load_settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
@@ -326,16 +328,60 @@ def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> 
 def reconcile(
     start: FirstDay = None,
     end: DayAfterLast = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make the places whole from the warehouse first.")
+    ] = False,
 ) -> None:
-    """Compare the source with landing and with what is published: events, exact sums, contents.
+    """Compare source, landing and what is published in all three places; events, sums, contents.
 
     Example: `usage-pipeline reconcile --start 2026-05-01 --end 2026-06-01`
     """
     settings = _settings()
     days = _days(settings, start, end)
+    rollup = Rollup(settings)
+    if repair:
+        with _progress("repairing") as (progress, task):
+            _show(rollup, progress, task)
+            repaired = rollup.repair_places(days)
+        _print_unlike(repaired)
+        out.print(f"Repaired {len(repaired):,} table(s)." if repaired else "Nothing to repair.")
     with _progress("reading the source", len(days.days())) as (progress, task):
-        lines = Rollup(settings).reconcile(days, lambda day: progress.advance(task))
-    different = [line for line in lines if not line.matches]
+        lines = rollup.reconcile(days, lambda day: progress.advance(task))
+    with _progress("comparing what is published") as (progress, task):
+        _show(rollup, progress, task)
+        unlike = rollup.compare_places(days)
+    _print_lines(days, lines)
+    _print_unlike(unlike)
+    if rollup.pending.ranges():
+        out.print(
+            "Not published yet, since a rollup runs or was cut short: "
+            + ", ".join(map(str, rollup.pending.ranges()[:5]))
+            + "; the places were compared with the snapshot.",
+            soft_wrap=True,
+        )
+    if unlike:
+        out.print(
+            f"{len(unlike):,} published tables differ; make them whole with: usage-pipeline"
+            f" reconcile --start {days.start} --end {days.end} --repair",
+            soft_wrap=True,
+        )
+    else:
+        out.print("All published tables are alike in DuckDB, Parquet and Postgres.")
+    if unlike or any(line.matches is False for line in lines):
+        raise typer.Exit(1)
+
+
+def _print_unlike(unlike: list[Unlike]) -> None:
+    for table in unlike:
+        for line in table.lines:
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        more = table.rows - len(table.lines)
+        if more > 0:
+            out.print(f"{table.place} {table.table}: and {more:,} more rows", highlight=False)
+
+
+def _print_lines(days: DayRange, lines: list[Line]) -> None:
+    different = [line for line in lines if line.matches is False]
     if not different:
         events = sum(line.published_events for line in lines)
         out.print(
@@ -368,7 +414,6 @@ def reconcile(
         ),
         soft_wrap=True,
     )
-    raise typer.Exit(1)
 
 
 @app.command()

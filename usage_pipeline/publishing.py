@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -129,21 +129,25 @@ class PublishReport:
 
 
 @dataclass(frozen=True)
-class _Delta:
+class Delta:
     """A table's difference to the previous snapshot, whose rows are in `temp.<changes>`.
 
     With `whole` there is no such table: the previous snapshot lacks the table, or has it with
     other columns, and it is taken over as it is.
+
+    Attributes:
+        place: the one whose difference it is; empty for that of the snapshot, which all follow.
     """
 
     table: ServedTable
     columns: dict[str, str]
     whole: bool
     change: TableChange
+    place: str = ""
 
     @property
     def changes(self) -> str:
-        return f"change_{self.table.name}"
+        return f"change_{self.place}{self.table.name}"
 
     @property
     def empty(self) -> bool:
@@ -171,7 +175,7 @@ def ensure_snapshot(settings: Settings) -> None:
         with connect(settings, work / "migrated.duckdb") as db:
             db.execute(_BOOKKEEPING)
             db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
-            if _columns(db, "migrated", "usage_daily"):
+            if columns_of(db, "migrated", "usage_daily"):
                 # Published before the ledger was kept: what changes from now on is a restatement.
                 db.execute(
                     "insert into published_days by name select distinct usage_date from usage_daily"
@@ -186,14 +190,14 @@ def is_published(settings: Settings) -> bool:
         return False
     with connect(settings, ":memory:") as db:
         db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
-        return bool(_columns(db, "published", "usage_daily"))
+        return bool(columns_of(db, "published", "usage_daily"))
 
 
 def _schema_version(settings: Settings) -> int:
     """The version that the snapshot file carries; 0 before versions were written."""
     with connect(settings, ":memory:") as db:
         db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
-        if "schema_version" not in _columns(db, "published", "snapshot"):
+        if "schema_version" not in columns_of(db, "published", "snapshot"):
             return 0
         row = db.execute("select schema_version from published.main.snapshot").fetchone()
     return int(row[0] or 0) if row else SCHEMA_VERSION
@@ -266,6 +270,43 @@ def publish(
     return report
 
 
+def repair(
+    settings: Settings,
+    db: duckdb.DuckDBPyConnection,
+    work: Path,
+    deltas: Mapping[str, Sequence[Delta]],
+) -> None:
+    """Write to each place what it lacks of what is published. The caller is the single writer.
+
+    The snapshot keeps its id and the ledger its rows: a number that no run published is not one
+    that was restated. A place that records another id is compared and written whole.
+
+    Args:
+        db: with `warehouse` and `published` attached, and the tables of the deltas' changes.
+        work: scratch directory.
+        deltas: of every served table, for `snapshot`, `parquet` and `postgres`.
+
+    Raises:
+        UsagePipelineError: Postgres refuses; nothing is changed then.
+    """
+    snapshot, source = _recorded_snapshot(db), "published"
+    assert snapshot is not None
+    if not all(delta.empty for delta in deltas["snapshot"]):
+        source, target = "serving", work / "usage.duckdb"
+        _build_snapshot(db, settings.snapshot_path, target, deltas["snapshot"], snapshot)
+        db.execute("checkpoint serving")
+    parquet = _Parquet(settings, work / "parquet")
+    parquet.stage(db, source, deltas["parquet"], snapshot, snapshot, repairing=True)
+    url = app_db.publish_database_url(settings)
+    with app_db.connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
+        postgres = _Postgres(cursor, settings.publish_schema, work / "rows.csv")
+        postgres.write(db, source, deltas["postgres"], snapshot, snapshot, repairing=True)
+    if source == "serving":
+        db.execute("detach serving")
+        (work / "usage.duckdb").replace(settings.snapshot_path)
+    parquet.swap(snapshot)
+
+
 # --- compare -------------------------------------------------------------------------------
 
 
@@ -277,7 +318,7 @@ def _recorded_snapshot(db: duckdb.DuckDBPyConnection) -> Snapshot | None:
     return Snapshot(*row) if row else None
 
 
-def _columns(db: duckdb.DuckDBPyConnection, catalog: str, table: str) -> dict[str, str]:
+def columns_of(db: duckdb.DuckDBPyConnection, catalog: str, table: str) -> dict[str, str]:
     """Column names and DuckDB types; empty when there is no such table."""
     try:
         described = db.execute(f"describe {catalog}.main.{table}").fetchall()
@@ -291,7 +332,7 @@ def _compare_all(
     settings: Settings,
     ranges: Sequence[DayRange],
     base: Snapshot | None,
-) -> list[_Delta]:
+) -> list[Delta]:
     """What differs in each table of the warehouse; in all rows when the zone is another one,
     because rows cut in the old zone lie between the days of `ranges`."""
     everything = base is not None and base.timezone != settings.timezone
@@ -309,19 +350,19 @@ def _compare_all(
 
 def _compare(
     db: duckdb.DuckDBPyConnection, table: ServedTable, window: str, *, first: bool
-) -> _Delta:
+) -> Delta:
     """The rows to add (side 1) and to remove (side -1), all columns compared, nulls equal."""
-    columns = _columns(db, "warehouse", table.name)
+    columns = columns_of(db, "warehouse", table.name)
     if not columns:
         raise UsagePipelineError(
             f"The warehouse has no table {table.name}",
             "Build the models with `usage-pipeline rollup`",
         )
-    if first or list(columns.items()) != list(_columns(db, "published", table.name).items()):
+    if first or list(columns.items()) != list(columns_of(db, "published", table.name).items()):
         rows = _count(db, f"from warehouse.main.{table.name}")
-        return _Delta(table, columns, True, TableChange(inserted=rows))
+        return Delta(table, columns, True, TableChange(inserted=rows))
     names = ", ".join(columns)
-    delta = _Delta(table, columns, False, TableChange())
+    delta = Delta(table, columns, False, TableChange())
     db.execute(f"""
         create temp table {delta.changes} as
         select cast(sum(side) as integer) as side, {names}
@@ -338,18 +379,18 @@ def _compare(
     removed = _count(db, f"from {delta.changes} where side < 0")
     keys = _count(db, f"from (select distinct {key} from {delta.changes})")
     updated = added + removed - keys
-    return _Delta(table, columns, False, TableChange(added - updated, updated, removed - updated))
+    return Delta(table, columns, False, TableChange(added - updated, updated, removed - updated))
 
 
 def _ledger(
     db: duckdb.DuckDBPyConnection,
     settings: Settings,
-    deltas: Sequence[_Delta],
+    deltas: Sequence[Delta],
     base: Snapshot | None,
     snapshot: Snapshot,
     *,
     built_with: str,
-) -> _Delta:
+) -> Delta:
     """The restatements that these deltas are; the ledger's earlier rows stay as they are, but for
     the ids of erased persons."""
     (cells,) = (delta for delta in deltas if delta.table.name == "usage_daily")
@@ -366,7 +407,7 @@ def _ledger(
     people = f"select user_id as person from {relation} union select user_id from {ledger}"
     erased = erased_users.read(settings).among(db, people)
     (table,) = (table for table in SERVED_TABLES if table.name == LEDGER)
-    delta = _Delta(table, _columns(db, "published", LEDGER), False, TableChange())
+    delta = Delta(table, columns_of(db, "published", LEDGER), False, TableChange())
     rows = restatements.record_restatements(
         db,
         delta.changes,
@@ -413,10 +454,10 @@ def _window(table: ServedTable, ranges: Sequence[DayRange], settings: Settings) 
     With it go the days before `USAGE_START_DATE`: when that moved on, they are published still.
     """
     before = DayRange(date(1900, 1, 1), settings.start_date)
-    return " or ".join(f"({_in_range(table, r, settings)})" for r in [before, *ranges])
+    return " or ".join(f"({in_range(table, r, settings)})" for r in [before, *ranges])
 
 
-def _in_range(table: ServedTable, days: DayRange, settings: Settings) -> str:
+def in_range(table: ServedTable, days: DayRange, settings: Settings) -> str:
     months = days.whole_months()
     if table.grain == "period":
         return " or ".join(
@@ -436,7 +477,7 @@ def _build_snapshot(
     db: duckdb.DuckDBPyConnection,
     previous: Path,
     target: Path,
-    deltas: Sequence[_Delta],
+    deltas: Sequence[Delta],
     snapshot: Snapshot,
 ) -> None:
     """The previous snapshot plus the deltas, as `target`, attached as `serving`."""
@@ -493,22 +534,27 @@ class _Parquet:
         self,
         db: duckdb.DuckDBPyConnection,
         source: str,
-        deltas: Sequence[_Delta],
+        deltas: Sequence[Delta],
         base: Snapshot | None,
         snapshot: Snapshot,
+        *,
+        repairing: bool = False,
     ) -> None:
         """Write the files of touched months; all of them when Parquet lags behind `base`."""
         recorded = self._recorded_id()
-        if recorded == snapshot.snapshot_id:
+        if recorded == snapshot.snapshot_id and not repairing:
             return
         lagging = base is None or recorded != base.snapshot_id
         for delta in deltas:
-            if lagging or not delta.empty:
-                self._stage_table(db, source, delta, everything=lagging or delta.whole)
+            absent = not (self._root / delta.table.name).exists()
+            if lagging or absent or not delta.empty:
+                self._stage_table(db, source, delta, everything=lagging or absent or delta.whole)
+        target = self._root / "snapshot" / "data.parquet"
+        self._stage_file(db, "*", f"from {source}.main.snapshot", target)
 
     def swap(self, snapshot: Snapshot) -> int:
         """Rename what was staged, then record the id; returns the bytes written."""
-        if self._recorded_id() == snapshot.snapshot_id:
+        if not self._staged:
             return 0
         written = 0
         for target, staged in self._staged.items():
@@ -516,8 +562,10 @@ class _Parquet:
                 written += staged.stat().st_size
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(target)
-            elif target.parent.name.startswith("month="):
-                shutil.rmtree(target.parent, ignore_errors=True)
+            else:
+                target.unlink(missing_ok=True)
+                with suppress(OSError):  # as long as the month has another file
+                    target.parent.rmdir()
         self._work.mkdir(exist_ok=True)
         marker = self._work / "_snapshot.json"
         marker.write_text(json.dumps(vars(snapshot), default=str))
@@ -532,26 +580,10 @@ class _Parquet:
             return None
 
     def _stage_table(
-        self, db: duckdb.DuckDBPyConnection, source: str, delta: _Delta, *, everything: bool
+        self, db: duckdb.DuckDBPyConnection, source: str, delta: Delta, *, everything: bool
     ) -> None:
         table, relation = delta.table, f"{source}.main.{delta.table.name}"
         folder = self._root / table.name
-        if table.dated is None:
-            self._stage_file(db, delta, f"from {relation}", folder / "data.parquet")
-            return
-        touched = relation if everything else delta.changes
-        query = f"select distinct {self._month(table)} from {touched}"
-        months = {month for (month,) in db.execute(query).fetchall()}
-        if everything:
-            months |= {date.fromisoformat(path.name[6:]) for path in folder.glob("month=*")}
-        for month in sorted(months):
-            rows = _in_range(table, DayRange(month, next_month(month)), self._settings)
-            target = folder / f"month={month}" / "data.parquet"
-            self._stage_file(db, delta, f"from {relation} where {rows}", target)
-
-    def _stage_file(
-        self, db: duckdb.DuckDBPyConnection, delta: _Delta, rows: str, target: Path
-    ) -> None:
         # Other engines know neither Parquet's UUID (Spark) nor its JSON; a column that the
         # directory already names must not be in the file as well.
         columns = ", ".join(
@@ -559,10 +591,34 @@ class _Parquet:
             for name, kind in delta.columns.items()
             if name != "month"
         )
-        if delta.table.dated and not _count(db, rows):
-            self._staged[target] = None
+        if everything or table.dated is None:  # whatever else lies there would be read as well
+            self._staged |= dict.fromkeys(folder.rglob("*.parquet"))
+        if table.dated is None:
+            self._stage_file(db, columns, f"from {relation}", folder / "data.parquet")
             return
-        staged = self._work / f"{len(self._staged)}.parquet"
+        touched = relation if everything else delta.changes
+        query = f"select distinct {self._month(table)} from {touched}"
+        months = {month for (month,) in db.execute(query).fetchall()}
+        if everything:
+            months |= {date.fromisoformat(path.name[6:]) for path in folder.glob("month=*")}
+        for month in sorted(months):
+            within = in_range(table, DayRange(month, next_month(month)), self._settings)
+            rows, target = f"from {relation} where {within}", folder / f"month={month}"
+            self._staged |= dict.fromkeys(target.glob("*.parquet"))
+            self._staged[target / "data.parquet"] = None
+            if _count(db, rows):
+                self._stage_file(db, columns, rows, target / "data.parquet")
+        # Without a row there would be no file, and reading the table would be an error.
+        self._staged |= dict.fromkeys(folder.glob("month=*/empty.parquet"))
+        if not _count(db, f"from (from {relation} limit 1)"):
+            first = self._settings.start_date.replace(day=1)
+            target = folder / f"month={first}" / "empty.parquet"
+            self._stage_file(db, columns, f"from {relation}", target)
+
+    def _stage_file(
+        self, db: duckdb.DuckDBPyConnection, columns: str, rows: str, target: Path
+    ) -> None:
+        staged = self._work / f"{uuid4()}.parquet"
         self._work.mkdir(exist_ok=True)
         db.execute(
             f"copy (select {columns} {rows}) to '{quoted(staged)}'"
@@ -601,13 +657,15 @@ class _Postgres:
         self,
         db: duckdb.DuckDBPyConnection,
         source: str,
-        deltas: Sequence[_Delta],
+        deltas: Sequence[Delta],
         base: Snapshot | None,
         snapshot: Snapshot,
+        *,
+        repairing: bool = False,
     ) -> None:
         """Apply the deltas, or compare whole tables when Postgres does not hold `base`."""
         recorded = self._open()
-        if recorded == snapshot.snapshot_id:
+        if recorded == snapshot.snapshot_id and not repairing:
             return
         follows = base is not None and recorded == base.snapshot_id
         for delta in deltas:
@@ -657,10 +715,10 @@ class _Postgres:
             raise _written_by_newer(f"Schema {self._schema} in Postgres", recorded[0][1])
         return str(recorded[0][0]) if recorded else None
 
-    def _create(self, delta: _Delta) -> bool:
+    def _create(self, delta: Delta) -> bool:
         """Create the table when it is absent or has other columns; True when it did."""
         name = self._name(delta.table.name)
-        wanted = [(column, _postgres_type(kind)) for column, kind in delta.columns.items()]
+        wanted = [(column, postgres_type(kind)) for column, kind in delta.columns.items()]
         if self._attributes(delta.table.name) == wanted:
             return False
         columns = ", ".join(f"{column} {kind}" for column, kind in wanted)
@@ -677,7 +735,7 @@ class _Postgres:
             self._name(table),
         )
 
-    def _index(self, delta: _Delta) -> None:
+    def _index(self, delta: Delta) -> None:
         """Key and indexes; after the first load, because that is faster."""
         table, name = delta.table, self._name(delta.table.name)
         if table.nullable:
@@ -688,7 +746,7 @@ class _Postgres:
         for columns in table.indexes:
             self._cursor.execute(f"create index on {name} ({', '.join(columns)})")
 
-    def _apply_changes(self, db: duckdb.DuckDBPyConnection, delta: _Delta) -> None:
+    def _apply_changes(self, db: duckdb.DuckDBPyConnection, delta: Delta) -> None:
         key = ", ".join(delta.table.key)
         self._temporary("removed", f"select {key} from {self._name(delta.table.name)} limit 0")
         self._copy(db, f"from {delta.changes} where side < 0", "removed", delta.table.key)
@@ -699,7 +757,7 @@ class _Postgres:
         added = f"from {delta.changes} where side > 0 order by {order}"
         self._copy(db, added, target, delta.columns)
 
-    def _apply_comparison(self, db: duckdb.DuckDBPyConnection, rows: str, delta: _Delta) -> None:
+    def _apply_comparison(self, db: duckdb.DuckDBPyConnection, rows: str, delta: Delta) -> None:
         """Write what differs between the table and all rows of the snapshot, if anything."""
         target = self._name(delta.table.name)
         self._temporary("complete", f"select * from {target} limit 0")
@@ -709,7 +767,7 @@ class _Postgres:
         self._delete_removed(delta)
         self._cursor.execute(f"insert into {target} select * from added")
 
-    def _delete_removed(self, delta: _Delta) -> None:
+    def _delete_removed(self, delta: Delta) -> None:
         same = " and ".join(
             f"{old} = {gone}"
             for old, gone in zip(
@@ -734,10 +792,12 @@ class _Postgres:
 
     def _grant(self) -> None:
         """Let dashboards read, where an administrator has made the role for them."""
+        # Not on all tables of the schema: another role's view there is not ours to grant.
+        ours = [self._name(name) for name in ("snapshot", *(t.name for t in SERVED_TABLES))]
         if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
             self._cursor.execute(
                 f'grant usage on schema "{self._schema}" to {READER_ROLE};'
-                f' grant select on all tables in schema "{self._schema}" to {READER_ROLE}'
+                f" grant select on {', '.join(ours)} to {READER_ROLE}"
             )
 
     def _temporary(self, name: str, query: str) -> None:
@@ -752,13 +812,13 @@ class _Postgres:
         return f'"{self._schema}".{table}'
 
 
-def _postgres_type(duckdb_type: str) -> str:
+def postgres_type(duckdb_type: str) -> str:
     """A DuckDB type as Postgres's `format_type` spells it."""
     renamed = {"VARCHAR": "text", "JSON": "jsonb"}
     return renamed.get(duckdb_type, duckdb_type.lower().replace("decimal", "numeric"))
 
 
-def _key_expressions(delta: _Delta, prefix: str = "") -> list[str]:
+def _key_expressions(delta: Delta, prefix: str = "") -> list[str]:
     """The key in Postgres, null being a value; Postgres 13 and 14 lack `nulls not distinct`.
 
     Text is hashed: values of any length fit into an index, and '' stays apart from null.

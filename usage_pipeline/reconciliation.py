@@ -51,7 +51,8 @@ class Line:
             line only where they differ.
         source_events, source_sum: None where the source was not asked.
         landed_sum, published_sum: like source_sum, None where a total has more than 29 digits.
-        matches: on all sides asked, events, sums, users' numbers and contents agree.
+        matches: False when events, sums, users' numbers or contents differ between any two of the
+            sides; None when those asked agree and the source was not asked.
         users: ids of some of the users whose events or numbers differ.
     """
 
@@ -63,7 +64,7 @@ class Line:
     source_sum: Decimal | None
     landed_sum: Decimal | None
     published_sum: Decimal | None
-    matches: bool
+    matches: bool | None
     users: tuple[str, ...] = ()
 
 
@@ -131,6 +132,18 @@ def check_built(
         for meter in meters
         if meter.counts_every_event and meter.aggregation in ("sum", "count")
     }
+    lines = [
+        _asked_at_source(line, source, counted_at_source)
+        for line in compare_built(settings, models, ranges)
+    ]
+    _note(settings, ranges, lines)
+    return lines
+
+
+def compare_built(
+    settings: Settings, models: Mapping[str, str], ranges: Sequence[DayRange]
+) -> list[Line]:
+    """Compare landing with the built days, in the warehouse."""
     lines = []
     for batch in _batches(settings, ranges):
         with connect(settings, ":memory:") as db:
@@ -141,11 +154,7 @@ def check_built(
                 f" where usage_date in ({_dates(batch)})"
             )
             differing = _cells_that_differ(db, "landed", "published")
-            lines += [
-                _asked_at_source(line, source, counted_at_source)
-                for line in _lines(db, ("landed", "published"), differing)
-            ]
-    _note(settings, ranges, lines)
+            lines += _lines(db, ("landed", "published"), differing)
     return lines
 
 
@@ -156,7 +165,7 @@ def _asked_at_source(
 ) -> Line:
     meter = meters.get(line.metric_type or "")
     if meter is None or line.usage_date not in source:
-        return line
+        return replace(line, matches=None if line.matches else False)
     events: int
     total: Decimal | None
     events, total = source[line.usage_date].get(meter.event_type, (0, Decimal(0)))
@@ -165,7 +174,9 @@ def _asked_at_source(
     if line.landed_sum is None:
         total = None
     same = (events, total) == (line.landed_events, line.landed_sum)
-    return replace(line, source_events=events, source_sum=total, matches=line.matches and same)
+    return replace(
+        line, source_events=events, source_sum=total, matches=bool(line.matches) and same
+    )
 
 
 def _compare_with_source(

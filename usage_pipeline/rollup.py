@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 
-from usage_pipeline import landing, lost_events, publishing, reconciliation, warehouse
+from usage_pipeline import landing, lost_events, places, publishing, reconciliation, warehouse
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
+from usage_pipeline.places import Unlike
 from usage_pipeline.publishing import PublishReport
 from usage_pipeline.reconciliation import Line
 from usage_pipeline.settings import Settings
@@ -68,7 +69,7 @@ class Rollup:
         allowed = dict.fromkeys(days, ANY_NUMBER) if self.allow_fewer_events else {}
         landed = self._land(self.pending.add({*days, *repairs}), allowed)
         if moved := self._moved_from({date.fromisoformat(m.usage_date) for m in landed}):
-            landed += self._land(self.pending.add(moved), moved)
+            landed += self._land(self.pending.add(set(moved)), moved)
         self.refused = [manifest for manifest in landed if manifest.refused]
         return landed
 
@@ -158,16 +159,73 @@ class Rollup:
             progress: called with each day that was read from the source.
 
         Raises:
-            UsagePipelineError: nothing is published, or the source cannot be read.
+            UsagePipelineError: nothing is published, the source cannot be read, or a rollup was
+                running, so that what differs says nothing.
         """
+        self._require_published()
+        before = self._state()
+        models = self.transformer.usage_daily_models()
+        lines = reconciliation.reconcile(
+            self.settings, models, self.transformer.meters, days, progress
+        )
+        if any(line.matches is False for line in lines):
+            self._require_no_rollup()
+            if self._state() != before:
+                raise UsagePipelineError(
+                    "A rollup ran while days were compared", "Reconcile them again"
+                )
+        return lines
+
+    def compare_places(self, days: DayRange) -> list[Unlike]:
+        """Compare what is published, in all places, with the warehouse; with the snapshot while
+        days are not published. Changes nothing."""
+        with self._writing("comparing what is published", "checks"):
+            built = self.settings.warehouse_path.exists() and not self.pending.ranges()
+            return places.compare(self.settings, days, built=built)
+
+    def repair_places(self, days: DayRange) -> list[Unlike]:
+        """Make what is published, in all places, what the warehouse says; gives what was not.
+
+        Raises:
+            UsagePipelineError: the warehouse is not what was audited and published last.
+        """
+        self._require_published()
+        with self._writing("repairing what is published", "publishing"):
+            waiting = self.pending.ranges()
+            if waiting or not self.settings.warehouse_path.exists():
+                raise UsagePipelineError(
+                    "The warehouse is not what is published: waiting are "
+                    + (", ".join(map(str, waiting[:5])) or "all days"),
+                    "Run `usage-pipeline rollup`, which publishes them, and repair again",
+                )
+            models = self.transformer.usage_daily_models()
+            lines = reconciliation.compare_built(self.settings, models, [days])
+            unlike_landing = sorted({line.usage_date for line in lines if not line.matches})
+            if unlike_landing:
+                raise UsagePipelineError(
+                    f"The warehouse is not what is landed: {', '.join(map(str, unlike_landing))}",
+                    "Roll these days up again with `usage-pipeline rollup --start … --end …`",
+                )
+            return places.repair(self.settings, days)
+
+    def _require_published(self) -> None:
+        self._require_no_rollup()
         if not publishing.is_published(self.settings):
             raise UsagePipelineError(
                 "Nothing is published", "Publish it with `usage-pipeline rollup`"
             )
-        models = self.transformer.usage_daily_models()
-        return reconciliation.reconcile(
-            self.settings, models, self.transformer.meters, days, progress
-        )
+
+    def _require_no_rollup(self) -> None:
+        holder = warehouse.holder(self.settings)
+        if holder:
+            raise UsagePipelineError(
+                f"A run is writing: {holder}", "Reconcile again when it has ended"
+            )
+
+    def _state(self) -> tuple[int, int, int]:
+        """Differs when a rollup landed, built or published something meanwhile."""
+        snapshot = self.settings.snapshot_path.stat()
+        return self.pending.revision(), snapshot.st_ino, snapshot.st_mtime_ns
 
     def publish(self, run_id: str) -> PublishReport:
         """Publish the built days to the snapshot, to Parquet and to Postgres.
@@ -258,7 +316,7 @@ class Rollup:
         )
         seconds = time.perf_counter() - started
         unlike_landing = [line for line in lines if line.users]
-        unlike_source = [line for line in lines if not line.matches and not line.users]
+        unlike_source = [line for line in lines if line.matches is False and not line.users]
         return [
             NodeResult(
                 unique_id=f"reconciliation.usage_pipeline.{name}",

@@ -22,6 +22,8 @@ class ServedTable:
         windowed: only the rows of the published days and their months are compared; tables
             whose other rows can move as well, all small, are compared whole.
         indexes: further indexes in Postgres, for dashboards.
+        stamps: columns that say when a row was published or changed; only what is published
+            knows them.
         model: whether dbt builds it; the others are written by the pipeline itself.
     """
 
@@ -32,6 +34,7 @@ class ServedTable:
     grain: Literal["day", "month", "period"] = "day"
     windowed: bool = True
     indexes: tuple[tuple[str, ...], ...] = ()
+    stamps: tuple[str, ...] = ()
     model: bool = True
 
 
@@ -59,6 +62,7 @@ SERVED_TABLES = (
         dated="period_start",
         grain="period",
         indexes=((*_PERSON, "period_start"),),
+        stamps=("created_at", "updated_at"),
     ),
     ServedTable(
         "org_usage_daily",
@@ -111,6 +115,7 @@ SERVED_TABLES = (
         key=("event_id", "metric_type"),
         nullable=("metric_type",),
         dated="usage_date",
+        stamps=("detected_at",),
     ),
     ServedTable(
         "usage_reconciliation",

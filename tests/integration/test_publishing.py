@@ -341,6 +341,7 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
     assert rewritten == {
         "usage.duckdb",
         "parquet/_snapshot.json",
+        "parquet/snapshot/data.parquet",
         "parquet/usage_daily/month=2025-04-01/data.parquet",
         "parquet/usage_aggregations/month=2025-04-01/data.parquet",
         "parquet/usage_restatements/month=2025-04-01/data.parquet",
@@ -625,9 +626,37 @@ def test_the_reader_role_may_select_where_it_exists(settings: Settings) -> None:
     first_publish(settings)
 
     granted = query_postgres(
-        settings, "select has_table_privilege('usage_reader', 'usage.usage_daily', 'select')"
+        settings,
+        "select distinct has_table_privilege('usage_reader', oid, 'select') from pg_class"
+        " where relnamespace = 'usage'::regnamespace and relkind = 'r'",
     )
     assert granted == [(True,)]
+
+
+def test_a_view_of_another_role_in_the_schema_does_not_stop_publishing(settings: Settings) -> None:
+    for role in ("usage_reader", "usage_owner", "analyst"):
+        query_postgres(
+            settings,
+            f"do $$ begin create role {role} login; exception when duplicate_object then null; end"
+            " $$",
+        )
+    query_postgres(
+        settings,
+        "create schema usage authorization usage_owner; grant all on schema usage to analyst;"
+        " set role analyst; create view usage.mine as select 1 as one",
+    )
+    url = app_db.publish_database_url(settings).replace("postgres:@", "postgres@")
+    owner = Settings(
+        USAGE_HOME=settings.home,
+        USAGE_TIMEZONE=settings.timezone,
+        USAGE_PUBLISH_DATABASE_URL=url.replace("postgres@", "usage_owner@"),
+    )  # type: ignore[call-arg]
+    assert publish(owner, [MARCH_30_TO_APRIL_2], "run-1", "v1").changed
+    assert query_postgres(
+        settings,
+        "select has_table_privilege('usage_reader', 'usage.usage_daily', 'select'),"
+        " has_table_privilege('usage_reader', 'usage.mine', 'select')",
+    ) == [(True, False)]
 
 
 def test_a_missing_table_and_an_unreachable_database_are_explained(settings: Settings) -> None:

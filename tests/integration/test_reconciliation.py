@@ -82,7 +82,7 @@ def world(shared: World) -> Iterator[World]:
 
 
 def different(lines: dict[str | None, Line]) -> dict[str | None, tuple[str, ...]]:
-    return {metric: line.users for metric, line in lines.items() if not line.matches}
+    return {metric: line.users for metric, line in lines.items() if line.matches is False}
 
 
 def test_a_rollup_proves_its_days(world: World) -> None:
@@ -102,7 +102,8 @@ def test_a_rollup_proves_its_days(world: World) -> None:
     assert noted == [
         (world.day, "api_call", 4, 4, 4, *[Decimal("6.5")] * 3, True),
         (world.day, "calls_made", 4, 4, 4, *[Decimal(4)] * 3, True),
-        (world.day, "slowest", None, 4, 4, None, Decimal(50), Decimal(50), True),
+        # not asked for at the source: unknown is not true
+        (world.day, "slowest", None, 4, 4, None, Decimal(50), Decimal(50), None),
     ]
     assert_published_alike(world.settings, world.source.url)
 
@@ -184,6 +185,9 @@ def test_a_rollup_unlike_its_landing_is_not_published(world: World) -> None:
         )
     failed = {result.name: result for result in blocking_failures(rollup.audit())}
     assert failed[ROLLUP_EQUALS_LANDING].message == f"{world.day} api_call"
+    with duckdb.connect(str(world.settings.warehouse_path)) as db:
+        noted = db.execute("select metric_type, matches from usage_reconciliation order by 1")
+        assert noted.fetchall() == [("api_call", False), ("calls_made", True), ("slowest", None)]
     assert world.settings.snapshot_path.stat().st_ino == before
     roll_up(world.settings, world.days)
     assert different(world.reconcile()) == {}
