@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from usage_pipeline import app_db, diagnosis, erasure, exports, landing
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters import load_meters
+from usage_pipeline.permissions import UMASK
 from usage_pipeline.places import Unlike
 from usage_pipeline.reconciliation import Line
 from usage_pipeline.rollup import Rollup
@@ -528,6 +529,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
+        os.umask(UMASK)
         app()
     except Exception as error:
         if debug:

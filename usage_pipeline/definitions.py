@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import dagster as dg
 
 from usage_pipeline.orchestration import assets, checks, jobs, maintenance, schedules, sensors
 from usage_pipeline.orchestration.partitions import Partitions
+from usage_pipeline.permissions import UMASK
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings, load_settings
 
@@ -44,4 +46,5 @@ def build_defs(
 @dg.definitions
 def defs() -> dg.Definitions:
     """Built when Dagster asks, not at import."""
+    os.umask(UMASK)  # of the code server and of each run's process, whoever started it
     return build_defs()

@@ -12,7 +12,7 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline import landing, warehouse
+from usage_pipeline import landing, published, warehouse
 from usage_pipeline.app_db import (
     app_database_url,
     connect,
@@ -52,7 +52,7 @@ class Summary:
 
 def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
     """Published totals by month and metric."""
-    with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
+    with published.connect(settings) as db:
         return db.execute(
             "select month, metric_type, total_quantity, event_count, active_users "
             "from platform_usage_monthly where month >= ? and month < ? "
@@ -64,9 +64,9 @@ def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
 def unknown_event_types(settings: Settings, age: timedelta) -> list[tuple[str, int, date, date]]:
     """Published events set aside for their type and first seen no longer ago than this: type,
     events, first and last day; most events first."""
-    if not settings.snapshot_path.exists():
+    if not published.exists(settings):
         return []
-    with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
+    with published.connect(settings) as db:
         return db.execute(
             "select event_type, count(*), min(usage_date), max(usage_date) "
             "from invalid_usage_events where reason = 'event_type is not known' "
@@ -131,12 +131,10 @@ def summary(settings: Settings) -> Summary:
     if refused:
         healthy = False
         lines.append(str(landing.refusal(refused)))
-    with warehouse.connect(settings, ":memory:") as db:
-        try:
-            db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
-            row = db.execute("select published_at, run_id from published.snapshot").fetchone()
-        except duckdb.Error:
-            row = None
+    row = None
+    if published.exists(settings):
+        with published.connect(settings) as db:
+            row = db.execute("select published_at, run_id from snapshot").fetchone()
     if row is None:
         lines.append("Nothing is published yet.")
         healthy = False

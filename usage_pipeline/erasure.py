@@ -11,13 +11,14 @@ import fcntl
 import itertools
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import duckdb
 
-from usage_pipeline import erased_users, exports, landing, warehouse
+from usage_pipeline import erased_users, exports, landing, published, warehouse
 from usage_pipeline.app_db import connect, dagster_database_url, publish_database_url
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup
@@ -26,16 +27,32 @@ from usage_pipeline.warehouse import quoted, ranges_of_days
 
 # Where Dagster keeps what runs, materialisations, checks and sensors said. Its database may be
 # the application's as well, whose tables are none of the pipeline's.
-_DAGSTER_TABLES = (
+DAGSTER_TABLES = (
     "asset_check_executions",
+    "asset_daemon_asset_evaluations",
+    "asset_event_tags",
     "asset_keys",
+    "backfill_tags",
     "bulk_actions",
+    "concurrency_limits",
+    "concurrency_slots",
+    "daemon_heartbeats",
+    "dynamic_partitions",
     "event_logs",
+    "instance_info",
+    "instigators",
     "job_ticks",
+    "jobs",
     "kvs",
+    "pending_steps",
     "run_tags",
     "runs",
+    "secondary_indexes",
+    "snapshots",
 )
+
+# Different bytes, of 16, below which an id is found by chance; of random ids one in 10^9 has fewer.
+_BYTES_THAT_TELL = 8
 
 
 @dataclass(frozen=True)
@@ -91,10 +108,13 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
         rollup.build_days(())
         rollup.publish(f"erasure-{uuid4()}")
     with warehouse.exclusive(settings, "compacting"):
-        for path in (settings.warehouse_path, settings.snapshot_path):
+        for path in (settings.warehouse_path, published.own_path(settings)):
             if path.exists():
                 rollup.progress(f"compacting {path.name}", 0, 1)
                 warehouse.compact(settings, path)
+        if published.exists(settings):
+            with warehouse.scratch(settings) as work:
+                published.serve(settings, work / settings.snapshot_path.name)
     exports.remove_user(settings, user_id)
     return find_traces(rollup, user_id)
 
@@ -117,7 +137,7 @@ def find_traces(rollup: Rollup, user_id: UUID) -> list[Trace]:
         dagster,
         "DAGSTER_PG_URL",
         "select name from unnest(%s) as name where to_regclass(name) is not null",
-        list(_DAGSTER_TABLES),
+        list(DAGSTER_TABLES),
         user_id,
     )
     return found
@@ -136,7 +156,7 @@ def check_known(settings: Settings, user_id: UUID, traces: Sequence[Trace]) -> N
 
 
 def _in_files(settings: Settings, user_id: UUID) -> Iterator[Trace]:
-    databases = (settings.warehouse_path, settings.snapshot_path)
+    databases = (settings.warehouse_path, settings.published_path, settings.snapshot_path)
     needles = _needles(user_id)
     with warehouse.connect(settings, ":memory:") as db:
         for path in sorted(settings.home.rglob("*")):
@@ -146,7 +166,10 @@ def _in_files(settings: Settings, user_id: UUID) -> Iterator[Trace]:
             found = []
             if path.suffix == ".parquet" or path in databases:
                 try:
-                    found = [*_in_tables(db, path, place, user_id)]
+                    # The readers' copy may be open to one of them who could refuse us.
+                    served = path == settings.snapshot_path
+                    with published.as_served(settings) if served else nullcontext(path) as file:
+                        found = [*_in_tables(db, file, place, user_id)]
                 except duckdb.Error:
                     if not path.exists():  # another run's temporary file
                         continue
@@ -180,11 +203,17 @@ def _in_tables(
 
 
 def _needles(user_id: UUID) -> list[bytes]:
-    """The forms in which a file can hold the id outside of compressed parts."""
-    texts = [str(user_id), user_id.hex, str(user_id).upper(), user_id.hex.upper()]
+    """The forms in which a file can hold the id outside of compressed parts.
+
+    An id that is nearly all zeros is in any binary file; of such a one only the spelled form tells.
+    """
+    spelled = [str(user_id).encode(), str(user_id).upper().encode()]
+    if len(set(user_id.bytes)) < _BYTES_THAT_TELL:
+        return spelled
+    digits = [user_id.hex.encode(), user_id.hex.upper().encode()]
     # DuckDB keeps a UUID as a signed number of 128 bits, moved so that it sorts as its text.
     number = (user_id.int ^ (1 << 127)).to_bytes(16, "little")
-    return [*(text.encode() for text in texts), user_id.bytes, number]
+    return [*spelled, *digits, user_id.bytes, number]
 
 
 def _holds(path: Path, needles: Iterable[bytes]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date
@@ -20,12 +20,14 @@ import numpy
 import pyarrow
 import pyarrow.compute
 
+from usage_pipeline import published
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange, connect, locked, next_month, quoted, scratch
 
 _HEADER = b"usage_date,org_id,metric_type,total_quantity,event_count\n"
 _ROWS_PER_BATCH = 100_000
+_SOME_USERS = ".some_users"  # beside a manifest of users who were exported one by one
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,13 @@ def export_month(
     """
     folder = _month_dir(settings, month)
     manifest = folder / "manifest.csv"
-    with _only_export(settings, month) as work, _open_snapshot(settings) as db:
-        users = _count_users(db, month, user_id)
+    with _only_export(settings, month) as work, published.connect(settings) as db:
         previous = _read_manifest(manifest)
+        users = _count_users(db, month, user_id)
+        if not users and not _was_published(db, month, previous, user_id):
+            raise _nothing_published(
+                f"No usage of {f'user {user_id}' if user_id else 'anybody'} in {month:%Y-%m}"
+            )
         entries: dict[str, _Entry] = {}
         written = 0
         for user, rows, content in _users_lines(db, month, user_id):
@@ -94,17 +100,24 @@ def export_month(
         exported = sum(entry.rows for entry in entries.values())
         removed = 0
         if user_id:
-            entries = previous | entries
+            removed = _remove_others(folder, entries, f"{user_id}.*")
+            others = {user: entry for user, entry in previous.items() if user != str(user_id)}
+            entries = others | entries
+            if not manifest.exists():
+                (folder / _SOME_USERS).touch()
         else:
             removed = _remove_others(folder, entries)
-        if entries != previous or written:
+        if entries != previous or written or not manifest.exists():
             _write_manifest(manifest, entries, work / "manifest.csv")
+        if not user_id:
+            (folder / _SOME_USERS).unlink(missing_ok=True)
     return ExportReport(manifest, users, written, removed, exported)
 
 
 def is_exported(settings: Settings, month: date) -> bool:
-    """Whether the files of the month's users were written before."""
-    return (_month_dir(settings, month) / "manifest.csv").exists()
+    """Whether the files of all the month's users were written before."""
+    folder = _month_dir(settings, month)
+    return (folder / "manifest.csv").exists() and not (folder / _SOME_USERS).exists()
 
 
 def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
@@ -167,14 +180,6 @@ def remove_user(settings: Settings, user_id: UUID) -> None:
                 _write_manifest(folder / "manifest.csv", entries, work / "manifest.csv")
 
 
-@contextmanager
-def _open_snapshot(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
-    if not settings.snapshot_path.exists():
-        raise _nothing_published("Nothing")
-    with connect(settings, settings.snapshot_path, read_only=True) as db:
-        yield db
-
-
 def _nothing_published(what: str) -> UsagePipelineError:
     return UsagePipelineError(f"{what} is published", "Publish it with `usage-pipeline rollup`")
 
@@ -194,17 +199,29 @@ def _count_users(db: duckdb.DuckDBPyConnection, month: date, user_id: UUID | Non
         (users,) = db.execute(query).fetchall()[0]
     except duckdb.CatalogException:  # a snapshot before its first publish has no usage_daily
         users = 0
-    if not users:
-        raise _nothing_published(
-            f"No usage of {f'user {user_id}' if user_id else 'anybody'} in {month:%Y-%m}"
-        )
     return int(users)
 
 
+def _was_published(
+    db: duckdb.DuckDBPyConnection,
+    month: date,
+    previous: Mapping[str, _Entry],
+    user_id: UUID | None,
+) -> bool:
+    """Whether that there is no usage is news, not a mistyped month or id."""
+    if user_id:
+        return str(user_id) in previous
+    query = f"select count(*) from published_days where {_days_of(month)}"
+    return bool(previous) or db.execute(query).fetchall() != [(0,)]
+
+
 def _chosen(month: date, user_id: UUID | None) -> str:
+    return f"{_days_of(month)} and user_id " + (f"= '{user_id}'" if user_id else "is not null")
+
+
+def _days_of(month: date) -> str:
     first = month.replace(day=1)
-    days = f"usage_date >= date '{first}' and usage_date < date '{next_month(first)}'"
-    return f"{days} and user_id " + (f"= '{user_id}'" if user_id else "is not null")
+    return f"usage_date >= date '{first}' and usage_date < date '{next_month(first)}'"
 
 
 def _users_lines(
@@ -281,9 +298,9 @@ def _written_since(manifest: Path, file: Path) -> bool:
     return not file.exists() or file.stat().st_mtime_ns > manifest.stat().st_mtime_ns
 
 
-def _remove_others(folder: Path, entries: dict[str, _Entry]) -> int:
+def _remove_others(folder: Path, entries: dict[str, _Entry], files: str = "*.csv") -> int:
     """Remove totals and raw events of users who are not in the month (any more)."""
-    others = [path for path in folder.glob("??/*.csv") if path.name.split(".")[0] not in entries]
+    others = [path for path in folder.glob(f"??/{files}") if path.name.split(".")[0] not in entries]
     for path in others:
         path.unlink()
     return len(others)

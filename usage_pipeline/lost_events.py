@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import duckdb
 
+from usage_pipeline import published
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import connect, partitions_in, quoted, ranges_of_days
@@ -35,10 +36,10 @@ class PublishedDay(NamedTuple):
 
 def published_days(settings: Settings) -> dict[date, PublishedDay]:
     """The published days from `USAGE_START_DATE` on, those without events left out."""
-    if not settings.snapshot_path.exists():
+    if not published.exists(settings):
         return {}
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+        published.attach(settings, db)
         try:
             rows = db.execute(
                 "select usage_date, coalesce(landed_events, 1), sum_quantity, last_event_at,"
@@ -90,7 +91,7 @@ def require_kept(settings: Settings, landed: Collection[date]) -> None:
     cells = "usage_date, user_id, org_id, metric_type, total_quantity, event_count"
     with connect(settings, ":memory:") as db:
         db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+        published.attach(settings, db)
         gone = db.execute(
             f"select distinct usage_date from (select {cells} from published.main.usage_daily"
             f" where usage_date in (select unnest($days::date[]))"

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 
 import duckdb
 
-from usage_pipeline import landing, warehouse
+from usage_pipeline import landing, published, warehouse
 from usage_pipeline.settings import Settings
 
 
@@ -80,9 +80,9 @@ def remove_landed_days(settings: Settings) -> Removed:
 
 
 def _first_published_day(settings: Settings) -> date | None:
-    if not settings.snapshot_path.exists():
+    if not published.exists(settings):
         return None
-    with warehouse.connect(settings, settings.snapshot_path, read_only=True) as db:
+    with published.connect(settings) as db:
         try:
             ((first,),) = db.execute("select min(usage_date) from usage_daily").fetchall()
         except duckdb.CatalogException:  # nothing was published yet

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import duckdb
 
-from usage_pipeline import app_db, publishing, warehouse
+from usage_pipeline import app_db, published, publishing, warehouse
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.publishing import Delta, TableChange, in_range, postgres_type
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
@@ -102,8 +102,11 @@ def _agreed(found: list[Unlike]) -> list[str]:
 @contextmanager
 def _opened(settings: Settings, built: bool) -> Iterator[_Comparison]:
     url = app_db.publish_database_url(settings)
-    with warehouse.connect(settings, ":memory:") as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+    with (
+        published.as_served(settings) as copy,
+        warehouse.connect(settings, ":memory:") as db,
+    ):
+        db.execute(f"attach '{quoted(copy)}' as published (read_only)")
         if built:
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
         warehouse.load_postgres_extension(db)

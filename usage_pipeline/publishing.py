@@ -2,16 +2,15 @@
 
 The warehouse is compared with the snapshot that readers have, and only the difference moves:
 into a copy of the snapshot file, into Parquet months, and into Postgres in one transaction.
-Everything is staged first; then Postgres commits, the snapshot file is renamed, and the Parquet
-files are renamed. A place that a killed run left behind is recognised by its id and made whole
-by the next one. Nothing here decides *whether* to publish: checks did.
+Everything is staged first; then Postgres commits, the snapshot file and the readers' copy of it
+are renamed, and the Parquet files are renamed. A place that a killed run left behind is
+recognised by its id and made whole by the next one. Nothing here decides *whether* to publish:
+checks did.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from uuid import uuid4
 import duckdb
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline import app_db, erased_users, restatements
+from usage_pipeline import app_db, erased_users, permissions, published, restatements
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.served_tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
@@ -32,6 +31,7 @@ from usage_pipeline.warehouse import DayRange, connect, next_month, quoted, scra
 
 LEDGER = "usage_restatements"
 MONTHS_DIGESTED = 6
+STATE = "published.duckdb"  # the next state, in the publish's scratch directory
 READER_ROLE = "usage_reader"
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 # Stands for null in Postgres keys: RFC 9562's greatest UUID, which no generator produces; the
@@ -155,23 +155,22 @@ class Delta:
 
 
 def ensure_snapshot(settings: Settings) -> None:
-    """Create `serving/usage.duckdb` when it is absent, migrate it when an older release wrote it.
+    """Create the published file when it is absent, migrate it when an older release wrote it.
 
     The warehouse's views of published rows read it, so it must exist before the first publish.
 
     Raises:
         UsagePipelineError: a newer release wrote it.
     """
-    path = settings.snapshot_path
+    path = published.own_path(settings)
     version = _schema_version(settings) if path.exists() else None
     if version is not None and version > SCHEMA_VERSION:
         raise _written_by_newer(f"The snapshot {path}", version)
     if version == SCHEMA_VERSION:
         return
-    settings.serving_dir.mkdir(parents=True, exist_ok=True)
     with scratch(settings) as work:
         if path.exists():
-            _clone(path, work / "migrated.duckdb")
+            published.clone(path, work / "migrated.duckdb")
         with connect(settings, work / "migrated.duckdb") as db:
             db.execute(_BOOKKEEPING)
             db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
@@ -186,17 +185,17 @@ def ensure_snapshot(settings: Settings) -> None:
 
 def is_published(settings: Settings) -> bool:
     """Whether readers find anything in the snapshot."""
-    if not settings.snapshot_path.exists():
+    if not published.exists(settings):
         return False
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+        published.attach(settings, db)
         return bool(columns_of(db, "published", "usage_daily"))
 
 
 def _schema_version(settings: Settings) -> int:
     """The version that the snapshot file carries; 0 before versions were written."""
     with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+        published.attach(settings, db)
         if "schema_version" not in columns_of(db, "published", "snapshot"):
             return 0
         row = db.execute("select schema_version from published.main.snapshot").fetchone()
@@ -227,11 +226,11 @@ def publish(
     """
     ensure_snapshot(settings)
     report = PublishReport()
-    snapshot_path = settings.snapshot_path
     with scratch(settings) as work:
+        copy = work / settings.snapshot_path.name
         with connect(settings, ":memory:") as db:
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
-            db.execute(f"attach '{quoted(snapshot_path)}' as published (read_only)")
+            published.attach(settings, db)
             base = snapshot = _recorded_snapshot(db)
             new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
@@ -247,9 +246,10 @@ def publish(
                 report.changed = True
                 snapshot = new
                 with report.timed("snapshot"):
-                    _build_snapshot(db, snapshot_path, work / "usage.duckdb", deltas, snapshot)
+                    _build_snapshot(db, settings.published_path, work / STATE, deltas, snapshot)
                     _note_days(db, ranges, built_with)
                     db.execute("checkpoint serving")
+                    published.stage(settings, work / STATE, copy)
             assert snapshot is not None
             source = "serving" if report.changed else "published"
             report.restated = restatements.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
@@ -263,10 +263,12 @@ def publish(
                     postgres.write(db, source, deltas, base, snapshot)
         with report.timed("swap"):
             if report.changed:
-                (work / "usage.duckdb").replace(snapshot_path)
+                (work / STATE).replace(settings.published_path)
+            published.serve(settings, copy)
             report.parquet_bytes = parquet.swap(snapshot)
+            permissions.share_all(settings)
     report.snapshot_id = snapshot.snapshot_id
-    report.snapshot_bytes = snapshot_path.stat().st_size
+    report.snapshot_bytes = settings.snapshot_path.stat().st_size
     return report
 
 
@@ -290,11 +292,13 @@ def repair(
         UsagePipelineError: Postgres refuses; nothing is changed then.
     """
     snapshot, source = _recorded_snapshot(db), "published"
+    copy = work / settings.snapshot_path.name
     assert snapshot is not None
     if not all(delta.empty for delta in deltas["snapshot"]):
-        source, target = "serving", work / "usage.duckdb"
-        _build_snapshot(db, settings.snapshot_path, target, deltas["snapshot"], snapshot)
+        source = "serving"
+        _build_snapshot(db, settings.snapshot_path, work / STATE, deltas["snapshot"], snapshot)
         db.execute("checkpoint serving")
+        published.stage(settings, work / STATE, copy)
     parquet = _Parquet(settings, work / "parquet")
     parquet.stage(db, source, deltas["parquet"], snapshot, snapshot, repairing=True)
     url = app_db.publish_database_url(settings)
@@ -303,8 +307,10 @@ def repair(
         postgres.write(db, source, deltas["postgres"], snapshot, snapshot, repairing=True)
     if source == "serving":
         db.execute("detach serving")
-        (work / "usage.duckdb").replace(settings.snapshot_path)
+        (work / STATE).replace(settings.published_path)
+        published.serve(settings, copy)
     parquet.swap(snapshot)
+    permissions.share_all(settings)
 
 
 # --- compare -------------------------------------------------------------------------------
@@ -481,7 +487,7 @@ def _build_snapshot(
     snapshot: Snapshot,
 ) -> None:
     """The previous snapshot plus the deltas, as `target`, attached as `serving`."""
-    _clone(previous, target)
+    published.clone(previous, target)
     db.execute(f"attach '{quoted(target)}' as serving")
     for delta in deltas:
         name, names = delta.table.name, ", ".join(delta.columns)
@@ -505,16 +511,6 @@ def _build_snapshot(
         "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
         {"snapshot": asdict(snapshot)},
     )
-
-
-def _clone(source: Path, target: Path) -> None:
-    """Copy a file inside the kernel; file systems that can share the blocks."""
-    with source.open("rb") as read, target.open("wb") as write:
-        if not hasattr(os, "copy_file_range"):  # macOS
-            shutil.copyfileobj(read, write)
-            return
-        while os.copy_file_range(read.fileno(), write.fileno(), 1 << 30):
-            pass
 
 
 # --- Parquet -------------------------------------------------------------------------------
@@ -560,7 +556,8 @@ class _Parquet:
         for target, staged in self._staged.items():
             if staged:
                 written += staged.stat().st_size
-                target.parent.mkdir(parents=True, exist_ok=True)
+                permissions.share(self._settings, staged)
+                permissions.make_shared_folder(self._settings, target.parent)
                 staged.replace(target)
             else:
                 target.unlink(missing_ok=True)
@@ -569,7 +566,8 @@ class _Parquet:
         self._work.mkdir(exist_ok=True)
         marker = self._work / "_snapshot.json"
         marker.write_text(json.dumps(vars(snapshot), default=str))
-        self._root.mkdir(parents=True, exist_ok=True)
+        permissions.share(self._settings, marker)
+        permissions.make_shared_folder(self._settings, self._root)
         marker.replace(self._marker)
         return written
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import duckdb
 
-from usage_pipeline import landing
+from usage_pipeline import landing, published
 from usage_pipeline.meters import Meter
 from usage_pipeline.settings import Settings
 from usage_pipeline.transform import LANDED_FILES
@@ -186,8 +186,8 @@ def _compare_with_source(
     meters: Sequence[Meter],
     days: Sequence[date],
 ) -> list[Line]:
-    with connect(settings, ":memory:") as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as snapshot (read_only)")
+    with published.as_served(settings) as served, connect(settings, ":memory:") as db:
+        db.execute(f"attach '{quoted(served)}' as snapshot (read_only)")
         read, landed = _files(work, days), _files(settings.events_dir, days)
         _evaluate(db, models, read, "source")
         _evaluate(db, models, landed, "landed")
@@ -317,7 +317,7 @@ def _lines(
 def _note(settings: Settings, ranges: Sequence[DayRange], lines: Sequence[Line]) -> None:
     """Replace the days' rows in the warehouse; equal figures keep their first time."""
     with connect(settings, settings.warehouse_path) as db:
-        db.execute(f"attach '{quoted(settings.snapshot_path)}' as published (read_only)")
+        published.attach(settings, db)
         db.execute(
             "create table if not exists usage_reconciliation as"
             " from published.main.usage_reconciliation limit 0"

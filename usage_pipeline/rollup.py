@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 
-from usage_pipeline import landing, lost_events, places, publishing, reconciliation, warehouse
+from usage_pipeline import (
+    landing,
+    lost_events,
+    places,
+    published,
+    publishing,
+    reconciliation,
+    warehouse,
+)
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import Manifest
 from usage_pipeline.places import Unlike
@@ -224,7 +232,7 @@ class Rollup:
 
     def _state(self) -> tuple[int, int, int]:
         """Differs when a rollup landed, built or published something meanwhile."""
-        snapshot = self.settings.snapshot_path.stat()
+        snapshot = published.own_path(self.settings).stat()
         return self.pending.revision(), snapshot.st_ino, snapshot.st_mtime_ns
 
     def publish(self, run_id: str) -> PublishReport:

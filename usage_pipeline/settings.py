@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -45,6 +46,7 @@ _ACCEPTED = {
     "usage_landing_retention_days": "a number of days from 1 to 36500; unset keeps every day",
     "usage_run_retention_days": "a number of days from 1 to 36500",
     "usage_home": "the path of a directory, which need not exist yet",
+    "usage_serving_group": "the name of a group of this machine; unset, its owner alone reads",
     "usage_meters_file": "the path of an existing YAML file",
 }
 _SECRET_VARIABLES = {
@@ -71,6 +73,7 @@ class Settings(BaseSettings):
     publish_database_url: SecretStr | None = Field(
         None, validation_alias="USAGE_PUBLISH_DATABASE_URL"
     )
+    serving_group: str | None = Field(None, validation_alias="USAGE_SERVING_GROUP")
     publish_schema: str = Field(
         "usage", validation_alias="USAGE_PUBLISH_SCHEMA", pattern=r"^[a-z_][a-z0-9_]{0,62}$"
     )
@@ -163,6 +166,21 @@ class Settings(BaseSettings):
             raise ValueError("not a zone that means the same on every machine")
         return value
 
+    @field_validator("serving_group")
+    @classmethod
+    def _known_group(cls, value: str | None) -> str | None:
+        if value:
+            try:
+                grp.getgrnam(value)
+            except KeyError as error:
+                raise ValueError("unknown group") from error
+        return value
+
+    @property
+    def serving_gid(self) -> int | None:
+        """The id of `USAGE_SERVING_GROUP`."""
+        return grp.getgrnam(self.serving_group).gr_gid if self.serving_group else None
+
     @cached_property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.timezone)
@@ -200,6 +218,11 @@ class Settings(BaseSettings):
     @property
     def warehouse_path(self) -> Path:
         return self.home / "warehouse.duckdb"
+
+    @property
+    def published_path(self) -> Path:
+        """What is published, as the pipeline has it; see `published`."""
+        return self.home / "published.duckdb"
 
     @property
     def serving_dir(self) -> Path:

@@ -270,7 +270,7 @@ class Transformer:
         os.environ.update(
             USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
             USAGE_DBT_LANDING=str(settings.landing_dir),
-            USAGE_DBT_SNAPSHOT=str(settings.snapshot_path),
+            USAGE_DBT_SNAPSHOT=str(settings.published_path),
         )
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import duckdb
 import psutil
 
+from usage_pipeline import permissions
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 
@@ -193,10 +194,13 @@ def compact(settings: Settings, path: Path) -> None:
     """
     with scratch(settings) as work:
         with connect(settings, ":memory:") as db:
-            # Not read-only: what a killed process left in a write-ahead log goes into the file.
-            db.execute(f"attach '{quoted(path)}' as old")
+            # Read-only is refused by no reader, but leaves the log of a killed writer as it is.
+            log = path.with_name(f"{path.name}.wal")
+            db.execute(f"attach '{quoted(path)}' as old{'' if log.exists() else ' (read_only)'}")
+            if log.exists():
+                db.execute("checkpoint old")
             db.execute(f"attach '{quoted(work / path.name)}' as new")
-            db.execute("checkpoint old; copy from database old to new; checkpoint new")
+            db.execute("copy from database old to new; checkpoint new")
         (work / path.name).replace(path)
 
 
@@ -211,9 +215,10 @@ def exclusive(
         on_wait: called once with a description of the holder when the lock is taken.
 
     Raises:
-        UsagePipelineError: the lock stays taken for `LOCK_TIMEOUT_SECONDS`.
+        UsagePipelineError: the lock stays taken for `LOCK_TIMEOUT_SECONDS`, or was another host's.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
+    permissions.keep_private(settings)
     lock_path = settings.home / "writer.lock"
     with lock_path.open("a+") as lock:
         deadline, told = time.monotonic() + LOCK_TIMEOUT_SECONDS, False
@@ -232,8 +237,11 @@ def exclusive(
                         "Wait for it to end, or stop that process, and run again",
                     ) from None
                 time.sleep(0.2)
+        left, _, host = lock_path.read_text().rpartition(") on ")
+        if left and host != platform.node():  # killed, or its lock does not reach this host
+            raise _another_host(f"A {left}) on {host}")
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} ({purpose})")
+        lock.write(f"process {os.getpid()} ({purpose}) on {platform.node()}")
         lock.flush()
         # What a killed writer spilled: dbt has DuckDB's default place for it.
         shutil.rmtree(f"{settings.warehouse_path}.tmp", ignore_errors=True)
@@ -265,8 +273,22 @@ def process(pid: int) -> str | None:
 
 
 def lives(known: str) -> bool:
-    """Whether the process that `process` described still runs."""
-    return process(int(known.split()[1])) == known
+    """Whether the process that `process` described still runs.
+
+    Raises:
+        UsagePipelineError: it is another host's, of which this one cannot tell.
+    """
+    host, pid, _ = known.split()
+    if host != platform.node():
+        raise _another_host(f"Process {pid} on {host}")
+    return process(int(pid)) == known
+
+
+def _another_host(who: str) -> UsagePipelineError:
+    return UsagePipelineError(
+        f"{who} has not finished its work, and this is {platform.node()}; one host writes",
+        "Let it end there; if that host is gone, see docs/operations.md, One host writes",
+    )
 
 
 def this_process() -> str:
@@ -335,7 +357,7 @@ class PendingDays:
         A run that died or failed between asking for days and landing them is completed by the
         next one; days that another living process extracts meanwhile are left to it.
         """
-        with self._changing() as state:
+        with self._changing() as state:  # without the writer's lock: the warehouse may be in use
             abandoned = [e for e in state.extracting if e.by == this_process() or not lives(e.by)]
             days = days | {day for extraction in abandoned for day in extraction.days.days()}
             state.extracting = [e for e in state.extracting if e not in abandoned]
@@ -343,8 +365,10 @@ class PendingDays:
         return days
 
     def landed(self, ranges: Iterable[DayRange]) -> None:
-        """Landing was replaced: days that this process asked for, or snapshots of other tables."""
+        """Landing was replaced: days that this process asked for, or snapshots of other tables.
+        The caller is the single writer."""
         with self._changing() as state:
+            self._discard_untrusted(state)
             if ranges:
                 state.extracting = [e for e in state.extracting if e.by != this_process()]
             state.pending = merge_ranges([*state.pending, *state.built, *ranges])
@@ -352,8 +376,10 @@ class PendingDays:
             state.revision += 1
 
     def begin(self, ranges: Iterable[DayRange]) -> list[DayRange]:
-        """A build begins; gives what it has to cover: the given days and all unpublished ones."""
+        """A build begins; gives what it has to cover: the given days and all unpublished ones.
+        The caller is the single writer."""
         with self._changing() as state:
+            self._discard_untrusted(state)
             state.pending = merge_ranges([*state.pending, *state.built, *ranges])
             state.built = []
             state.revision += 1
@@ -362,6 +388,8 @@ class PendingDays:
     def finish(self, ranges: Iterable[DayRange]) -> None:
         """These days are built."""
         with self._changing() as state:
+            if state.revision == 0:  # another version of the project began meanwhile
+                return
             state.pending = _without(state.pending, ranges)
             state.built = merge_ranges([*state.built, *ranges])
             state.revision += 1
@@ -391,6 +419,10 @@ class PendingDays:
         days = ranges_of_days(set(self._landed()) - set(self._lost()))
         return _State(self._version, 0, True, days, [], extracting)
 
+    def _discard_untrusted(self, state: _State) -> None:
+        if state.revision == 0:
+            self._warehouse.unlink(missing_ok=True)
+
     @contextmanager
     def _changing(self) -> Iterator[_State]:
         """The state, written back when the block ends. It has a lock of its own, because one run
@@ -399,9 +431,6 @@ class PendingDays:
         with _room_on_disk(self._path.parent), lock_path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self._read()
-            if state.revision == 0:
-                self._warehouse.unlink(missing_ok=True)
-                state.revision = 1
             yield state
             lost = ranges_of_days(self._lost())
             state.pending = _without(state.pending, lost)
@@ -415,7 +444,10 @@ class PendingDays:
 
 @dataclass
 class _State:
-    """The content of `warehouse.json`; `fresh` until the warehouse file is first seen."""
+    """The content of `warehouse.json`; `fresh` until the warehouse file is first seen.
+
+    At revision 0 what the warehouse file holds cannot be trusted, and the next writer removes it.
+    """
 
     version: str
     revision: int

@@ -169,6 +169,7 @@ KILLS: dict[str, Harm] = {
     "after the audit": At(Transformer, "test"),
     "before Postgres commits": _around_commit(_die, before=True),
     "after Postgres committed": _around_commit(_die, before=False),
+    "before readers get their copy": At(Path, "replace", _onto("*/published.duckdb")),
     "after the snapshot is renamed": At(Path, "replace", _onto("*/serving/usage.duckdb")),
     "between two Parquet files": At(Path, "replace", _onto(_PARQUET), nth=3),
     "before the Parquet marker": _before(Path, "replace", _onto("*/_snapshot.json")),

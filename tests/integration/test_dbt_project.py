@@ -31,7 +31,7 @@ def dbt(settings: Settings) -> Dbt:
         **os.environ,
         "USAGE_DBT_WAREHOUSE": str(settings.warehouse_path),
         "USAGE_DBT_LANDING": str(settings.landing_dir),
-        "USAGE_DBT_SNAPSHOT": str(settings.snapshot_path),
+        "USAGE_DBT_SNAPSHOT": str(settings.published_path),
     }
 
     def run(*arguments: str) -> str:

@@ -11,7 +11,12 @@ import duckdb
 import pytest
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.exports import ExportReport, export_month, export_user_events
+from usage_pipeline.exports import (
+    ExportReport,
+    export_month,
+    export_user_events,
+    is_exported,
+)
 from usage_pipeline.publishing import ensure_snapshot
 from usage_pipeline.settings import Settings
 
@@ -46,7 +51,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def change_snapshot(settings: Settings, statements: str) -> None:
-    with duckdb.connect(str(settings.snapshot_path)) as db:
+    with duckdb.connect(str(settings.published_path)) as db:
         db.execute(statements)
 
 
@@ -164,6 +169,44 @@ def test_one_user_is_merged_into_the_manifest(settings: Settings) -> None:
     assert (report.users, report.written, report.removed, report.rows) == (1, 1, 0, 1)
     assert manifest(settings)[:2] == complete[:2]
     assert manifest(settings)[2] != complete[2]
+
+
+def test_a_month_that_became_empty_has_no_files(settings: Settings) -> None:
+    export_month(settings, APRIL)
+    change_snapshot(settings, "delete from usage_daily where usage_date < '2025-05-01'")
+
+    assert export_month(settings, APRIL) == ExportReport(
+        settings.exports_dir / "2025-04/manifest.csv", users=0, written=0, removed=2, rows=0
+    )
+    assert not list(settings.exports_dir.glob("2025-04/??/*"))
+    assert manifest(settings) == [["user_id", "path", "rows", "sha256"]]
+
+
+def test_a_published_month_in_which_nothing_happened_is_no_error(settings: Settings) -> None:
+    change_snapshot(settings, "insert into published_days (usage_date) values ('2025-03-07')")
+    assert export_month(settings, date(2025, 3, 1)).users == 0
+    assert is_exported(settings, date(2025, 3, 1))
+
+
+def test_a_user_without_rows_any_more_loses_the_file_alone(settings: Settings) -> None:
+    export_month(settings, APRIL)
+    change_snapshot(settings, f"delete from usage_daily where user_id = '{ADA}'")
+
+    assert export_month(settings, APRIL, user_id=ADA).removed == 1
+
+    assert not file_of(settings, ADA).exists()
+    assert [line[0] for line in manifest(settings)] == ["user_id", str(BOB)]
+
+
+def test_one_user_by_hand_is_no_export_of_the_month(settings: Settings) -> None:
+    export_month(settings, APRIL, user_id=BOB)
+    assert [line[0] for line in manifest(settings)] == ["user_id", str(BOB)]
+    assert not is_exported(settings, APRIL)
+
+    export_month(settings, APRIL)
+    assert is_exported(settings, APRIL)
+    export_month(settings, APRIL, user_id=BOB)
+    assert is_exported(settings, APRIL)
 
 
 def test_a_user_of_many_rows_gets_one_file(

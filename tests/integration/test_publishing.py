@@ -175,7 +175,7 @@ def open_duckdb(path: Path, *, read_only: bool = True) -> Iterator[duckdb.DuckDB
 
 def change_warehouse(settings: Settings, statements: str) -> None:
     with open_duckdb(settings.warehouse_path, read_only=False) as db:
-        db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
+        db.execute(f"attach '{settings.published_path}' as published (read_only)")
         db.execute(statements)
 
 
@@ -227,7 +227,7 @@ def comparable(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 def assert_equal_everywhere(settings: Settings) -> None:
     with open_duckdb(settings.warehouse_path) as db:
-        db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
+        db.execute(f"attach '{settings.published_path}' as published (read_only)")
         for table in SERVED_TABLES:
             if table.name == "usage_restatements":  # written by publishing itself
                 ledger = in_snapshot(settings, table.name)
@@ -460,7 +460,7 @@ def test_the_ledger_outlives_warehouse_and_postgres(settings: Settings) -> None:
 
 def test_an_older_snapshot_is_migrated_and_a_newer_one_refused(settings: Settings) -> None:
     first_publish(settings)
-    with open_duckdb(settings.snapshot_path, read_only=False) as db:
+    with open_duckdb(settings.published_path, read_only=False) as db:
         db.execute("drop table usage_restatements; drop table published_days")
         db.execute("alter table snapshot drop column schema_version")
         db.execute("alter table snapshot drop column timezone")
@@ -476,9 +476,11 @@ def test_an_older_snapshot_is_migrated_and_a_newer_one_refused(settings: Setting
     query_postgres(settings, "update usage.snapshot set schema_version = 99")
     with pytest.raises(UsagePipelineError, match=r"Postgres has schema 99 of a newer release"):
         publish(settings, [APRIL_1], "run-3", "v1")
-    with open_duckdb(settings.snapshot_path, read_only=False) as db:
+    with open_duckdb(settings.published_path, read_only=False) as db:
         db.execute("update snapshot set schema_version = 99")
-    with pytest.raises(UsagePipelineError, match=r"usage.duckdb has schema 99 of a newer release"):
+    with pytest.raises(
+        UsagePipelineError, match=r"published.duckdb has schema 99 of a newer release"
+    ):
         publish(settings, [APRIL_1], "run-4", "v1")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -247,7 +248,43 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_lock(
         warehouse.exclusive(settings, "waiting", told.append),
     ):
         pass
-    assert told == [f"process {holder.pid} (testing)"]
+    assert told == [f"process {holder.pid} (testing) on {platform.node()}"]
     holder.communicate("\n")
     with warehouse.exclusive(settings, "after the crash"):
         pass
+
+
+def test_another_host_that_may_be_at_work_is_not_taken_for_dead(make_settings: Any) -> None:
+    settings = make_settings()
+    with warehouse.exclusive(settings, "first"):
+        pass
+    lock = settings.home / "writer.lock"
+    lock.write_text("process 1 (publishing) on elsewhere")
+    with (
+        pytest.raises(UsagePipelineError, match=r"process 1 \(publishing\) on elsewhere has not"),
+        warehouse.exclusive(settings, "second"),
+    ):
+        pass
+    lock.write_text("")
+    with warehouse.exclusive(settings, "third"):
+        pass
+    with pytest.raises(UsagePipelineError, match=r"Process 7 on elsewhere has not finished"):
+        warehouse.lives("elsewhere 7 1.5")
+
+
+def test_a_new_version_leaves_the_warehouse_to_the_writer_that_has_it(make_settings: Any) -> None:
+    settings = make_settings()
+    landed = MONDAY.days()
+    old, new = (PendingDays(settings, version, lambda: landed) for version in ("old", "new"))
+    with warehouse.exclusive(settings, "building with the old version"):
+        old.begin([MONDAY])
+        settings.warehouse_path.write_text("half built")
+        new.add(set(MIDWEEK.days()))  # an extraction, for which nobody waits
+        assert settings.warehouse_path.read_text() == "half built"
+        old.finish([MONDAY])
+    assert new.built() == old.built() == []
+    assert new.unbuilt() == [MONDAY]
+    with warehouse.exclusive(settings, "landing"):
+        new.landed([MIDWEEK])
+    assert not settings.warehouse_path.exists()
+    assert new.unbuilt() == [MONDAY, MIDWEEK]

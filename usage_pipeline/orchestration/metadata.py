@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from usage_pipeline import warehouse
+from usage_pipeline import published, warehouse
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.warehouse import DayRange
 
@@ -17,7 +17,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _DATE_COLUMNS = ("usage_date", "metric_date", "month")
 # What the application wrote there may be about a person, and Dagster keeps its log for ever.
 _FREE_FORM_COLUMNS = ("event_data", "value_text")
-_UUID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.I)
+_UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I)
 
 
 def sparkline(numbers: Sequence[int], width: int = 60) -> str:
@@ -37,7 +37,7 @@ def table_metadata(
         warehouse.exclusive(settings, "reading previews"),
         warehouse.connect(settings, settings.warehouse_path, read_only=True) as db,
     ):
-        db.execute(f"attach '{settings.snapshot_path}' as published (read_only)")
+        published.attach(settings, db)
         for table in tables:
             columns = [row[0] for row in db.execute(f"describe {table}").fetchall()]
             dated = next((c for c in _DATE_COLUMNS if c in columns), None)
@@ -59,10 +59,13 @@ def table_metadata(
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose ids are shortened, so that they identify nobody."""
+    """A table whose ids are numbered, so that they identify nobody: a part of one would."""
+    numbers: dict[str, int] = {}
 
     def line(cells: Sequence[Any]) -> str:
         return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
     table = "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
-    return _UUID.sub(r"\1…", table)
+    return _UUID.sub(
+        lambda found: f"id {numbers.setdefault(found[0].lower(), len(numbers) + 1)}", table
+    )
