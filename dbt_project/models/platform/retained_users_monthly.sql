@@ -14,4 +14,5 @@ select
     count(*) as retained_users
 from active
 inner join {{ ref('stg_users') }} as users on active.user_id = users.user_id
+where users.created_date is not null
 group by active.month, {{ month_of('users.created_date') }}
