@@ -439,3 +439,26 @@ def test_an_invalid_event_that_moved_is_one_row_of_its_new_day(
     totals = [(r["usage_date"], r["total_quantity"]) for r in published["usage_daily"]]
     assert totals == [(date(2024, 3, 30), 5)]
     assert landed_manifests(settings)[date(2024, 3, 30)].rows == 1
+
+
+def test_accounts_without_a_usable_beginning_stop_nothing_and_are_in_no_total(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    user = str(UUID(int=1))
+    beginnings = ("-infinity", "infinity", "2024-03-01T00:00Z")
+    database.insert(
+        "users", [(str(UUID(int=n)), None, at, None) for n, at in enumerate(beginnings, 1)]
+    )
+    database.insert("orgs", [(user, "endless", "-infinity", "infinity")])
+    database.insert("subscriptions", [(user, user, None, "pro", "active", "-infinity", "infinity")])
+    database.insert("plan_limits", [("pro", "api_call", "1e100")])
+    database.insert("usage_events", [(user, user, None, "api_call", None, 1, "2024-03-30T12:00Z")])
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    roll_up(settings, day("2024-03-30"))
+    assert_published_alike(settings, database.url)
+    assert snapshot_query(
+        settings,
+        "select total_users, active_users, total_orgs, active_subscriptions, event_count"
+        " from platform_metrics_daily where metric_date = '2024-03-30'",
+    ) == [(1, 1, 0, 0, 1)]

@@ -2,6 +2,7 @@
 
 -- The snapshots as changes on days, so that totals as of any day or month are running sums.
 -- A departure dated before its arrival is taken on the day of arrival: no total goes below zero.
+-- Whoever arrived on no known day is in no total.
 
 with users as (
     select
@@ -51,6 +52,7 @@ changes as (
         0 as departures,
         case when counts then 1 else 0 end as net_change
     from members
+    where arrived_on is not null
     union all
     select
         population,
@@ -60,7 +62,7 @@ changes as (
         1 as departures,
         -1 as net_change
     from members
-    where left_on is not null
+    where arrived_on is not null and left_on is not null
 )
 
 select
