@@ -23,6 +23,7 @@ from usage_pipeline.warehouse import DayRange, next_month, ranges_of_days
 
 CHAINED_TAG = "usage/chained"  # "no" on runs of the command line, which chains the jobs itself
 DAYS_END_TAG = "usage/days_end"
+RUN_KEY_TAG = "dagster/run_key"  # which the daemon puts on the runs that it starts for a request
 WEBHOOK_TIMEOUT_SECONDS = 10
 LATE_EVENTS_SECONDS = 3600
 REQUESTS_A_TICK = 50  # a tick that asks for more is slow; the next one goes on
@@ -117,41 +118,55 @@ def build_sensors(
         description=(
             "Compares each landed day of the last USAGE_LOOKBACK_DAYS days with the source (rows, "
             "sum, last created_at) and rolls up the days that differ; their months, summaries and "
-            "exports follow. One grouped query a tick."
+            "exports follow. One grouped query a tick. A day whose run failed, was canceled or "
+            "never ran is asked for again."
         ),
     )
     def late_events(
         context: dg.SensorEvaluationContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        requested: dict[str, str] = json.loads(context.cursor or "{}")
+        # Per day: the state it was asked for in, and the key of the run that was to land it.
+        requested: dict[str, list[str]] = json.loads(context.cursor or "{}")
         today = settings.today()
         window = DayRange(
             max(today - timedelta(days=settings.lookback_days), settings.start_date), today
         )
         with one_line_failures():
             changed = landing.changed_days(settings, window) if window.start < window.end else {}
-        fresh = [day for day, state in changed.items() if requested.get(str(day)) != state]
-        ranges = ranges_of_days(fresh)[:REQUESTS_A_TICK]
+        taken = _runs_that_live(context.instance, {key for _, key in requested.values()})
+        waiting = {
+            day: request
+            for day, state in changed.items()
+            if (request := requested.get(str(day))) and request[0] == state and request[1] in taken
+        }
+        ranges = ranges_of_days(changed.keys() - waiting.keys())[:REQUESTS_A_TICK]
         if not ranges:
             yield dg.SkipReason(
                 f"{len(changed)} changed days, all requested before"
                 if changed
                 else "no day changed"
             )
-        for days in ranges:
-            states = [changed[day] for day in days.days()]
-            digest = hashlib.sha256("|".join(states).encode()).hexdigest()[:16]
-            yield dg.RunRequest(run_key=f"{days} {digest}", tags=day_range_tags(days))
-        asked = {str(day) for days in ranges for day in days.days()}
         # Only what still differs is remembered: a state that was landed and comes back is new.
-        context.update_cursor(
-            json.dumps(
-                {
-                    str(day): state if str(day) in asked else requested[str(day)]
-                    for day, state in changed.items()
-                    if str(day) in asked or str(day) in requested
-                }
-            )
-        )
+        remembered = {str(day): requested[str(day)] for day in changed if str(day) in requested}
+        for days in ranges:
+            # The daemon starts no second run for a key, ever; so another attempt has another one.
+            told = [[changed[day], remembered.get(str(day))] for day in days.days()]
+            digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+            run_key = f"{days} {digest}"
+            yield dg.RunRequest(run_key=run_key, tags=day_range_tags(days))
+            remembered |= {str(day): [changed[day], run_key] for day in days.days()}
+        context.update_cursor(json.dumps(remembered))
 
     return [late_events, months_follow_days, month_closed, run_failed]
+
+
+def _runs_that_live(instance: dg.DagsterInstance, run_keys: set[str]) -> set[str]:
+    """Of the keys of earlier requests, those whose run waits, runs, or has succeeded.
+
+    One that succeeded and left its day as it was kept it on purpose, and would do so again.
+    """
+    if not run_keys:
+        return set()
+    runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: list(run_keys)}))
+    dead = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+    return {run.tags[RUN_KEY_TAG] for run in runs if run.status not in dead}
