@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -10,11 +11,13 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 
 from usage_pipeline import exports, landing
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.freshness import DUE
 from usage_pipeline.orchestration.metadata import sparkline, table_metadata
 from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
 from usage_pipeline.publishing import LEDGER
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult
 from usage_pipeline.warehouse import DayRange
 
@@ -40,7 +43,7 @@ def build_assets(
         *_external_assets(),
         *_landing_assets(partitions),
         *_dbt_assets(manifest, partitions),
-        *_output_assets(manifest, partitions),
+        *_output_assets(manifest, partitions, rollup.settings),
     ]
 
 
@@ -278,13 +281,18 @@ def _digest(restated: Sequence[Sequence[Any]]) -> str:
 
 
 def _output_assets(
-    manifest: Mapping[str, Any], partitions: Partitions
+    manifest: Mapping[str, Any], partitions: Partitions, settings: Settings
 ) -> list[dg.AssetsDefinition]:
     served = [
         asset_key_of(manifest["nodes"][f"model.usage_pipeline.{table.name}"])
         for table in SERVED_TABLES
         if table.model
     ]
+    nightly = dg.FreshnessPolicy.cron(
+        deadline_cron=f"{DUE.minute} {DUE.hour} * * *",
+        lower_bound_delta=timedelta(hours=DUE.hour),
+        timezone=settings.timezone,
+    )
     outputs = {
         "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
         "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
@@ -309,6 +317,7 @@ def _output_assets(
                 description=description,
                 owners=OWNERS,
                 kinds={kind},
+                freshness_policy=nightly,
             )
             for name, (description, kind) in outputs.items()
         ],

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from usage_pipeline import warehouse
+from usage_pipeline.freshness import Freshness
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.warehouse import DayRange
 
@@ -25,6 +26,15 @@ def sparkline(numbers: Sequence[int], width: int = 60) -> str:
     shown = list(numbers)[-width:]
     top = max(shown, default=0) or 1
     return "".join(_BARS[int(n / top * (len(_BARS) - 1))] for n in shown)
+
+
+def freshness_metadata(seen: Freshness) -> dict[str, Any]:
+    """What the check of freshness shows."""
+    return {
+        "newest day": str(seen.newest),
+        "days behind": 0 if seen.fresh else len(seen.missing.days()),
+        "verdict": str(seen),
+    }
 
 
 def table_metadata(

@@ -11,8 +11,11 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from usage_pipeline import exports, landing
 from usage_pipeline.app_db import redact
+from usage_pipeline.freshness import freshness
 from usage_pipeline.orchestration.assets import USAGE_DAILY, one_line_failures
+from usage_pipeline.orchestration.checks import FRESH, FRESH_ASSET
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.metadata import freshness_metadata
 from usage_pipeline.orchestration.partitions import (
     day_range_tags,
     days_of_run,
@@ -26,13 +29,14 @@ DAYS_END_TAG = "usage/days_end"
 RUN_KEY_TAG = "dagster/run_key"  # which the daemon puts on the runs that it starts for a request
 WEBHOOK_TIMEOUT_SECONDS = 10
 LATE_EVENTS_SECONDS = 3600
+FRESHNESS_SECONDS = 300
 REQUESTS_A_TICK = 50  # a tick that asks for more is slow; the next one goes on
 
 
 def build_sensors(
     settings: Settings, jobs: Sequence[UnresolvedAssetJobDefinition]
 ) -> list[dg.SensorDefinition]:
-    """`late_events`, `months_follow_days`, `month_closed` and `run_failed`."""
+    """`late_events`, `published_is_fresh`, `months_follow_days`, `month_closed`, `run_failed`."""
     by_name = {job.name: job for job in jobs}
 
     @dg.run_status_sensor(
@@ -96,16 +100,26 @@ def build_sensors(
     @dg.run_failure_sensor(
         name="run_failed",
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Logs a failed run and posts it to USAGE_FAILURE_WEBHOOK_URL when that is set.",
+        description=(
+            "Logs why a run failed, and its address, and posts both to USAGE_FAILURE_WEBHOOK_URL "
+            "when that is set."
+        ),
     )
     def run_failed(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        message = redact(context.failure_event.message or "no message")
-        context.log.error(f"{run.job_name} failed in run {run.run_id}: {message}")
+        causes = [_cause(event) for event in context.get_step_failure_events()]
+        message = redact("; ".join(causes) or context.failure_event.message or "no message")
+        address = f"{settings.dagster_url}/runs/{run.run_id}"
+        context.log.error(f"{run.job_name} failed: {message} {address}")
         if settings.failure_webhook_url:
             response = requests.post(
                 settings.failure_webhook_url.get_secret_value(),
-                json={"job": run.job_name, "run_id": run.run_id, "message": message},
+                json={
+                    "job": run.job_name,
+                    "run_id": run.run_id,
+                    "message": message,
+                    "url": address,
+                },
                 timeout=WEBHOOK_TIMEOUT_SECONDS,
             )
             response.raise_for_status()
@@ -157,7 +171,35 @@ def build_sensors(
             remembered |= {str(day): [changed[day], run_key] for day in days.days()}
         context.update_cursor(json.dumps(remembered))
 
-    return [late_events, months_follow_days, month_closed, run_failed]
+    return [late_events, _freshness_sensor(settings), months_follow_days, month_closed, run_failed]
+
+
+def _freshness_sensor(settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="published_is_fresh",
+        asset_selection=dg.AssetSelection.assets(FRESH_ASSET),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=FRESHNESS_SECONDS,
+        description=(
+            "Looks at what readers see, and reports the check yesterday_is_published when its "
+            "verdict changes; starts no run."
+        ),
+    )
+    def published_is_fresh(
+        context: dg.SensorEvaluationContext,
+    ) -> dg.SensorResult | dg.SkipReason:
+        seen = freshness(settings)
+        if context.cursor == str(seen):
+            return dg.SkipReason(str(seen))
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=FRESH_ASSET,
+            check_name=FRESH,
+            passed=seen.fresh,
+            metadata=freshness_metadata(seen),
+        )
+        return dg.SensorResult(asset_events=[evaluation], cursor=str(seen))
+
+    return published_is_fresh
 
 
 def _runs_that_live(instance: dg.DagsterInstance, run_keys: set[str]) -> set[str]:
@@ -170,3 +212,16 @@ def _runs_that_live(instance: dg.DagsterInstance, run_keys: set[str]) -> set[str
     runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: list(run_keys)}))
     dead = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
     return {run.tags[RUN_KEY_TAG] for run in runs if run.status not in dead}
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """What a failed step says of itself, in one line; Dagster's event says only which step."""
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        words = data.user_failure_data.description
+    elif data.error:
+        words = (data.error.cause or data.error).message  # Dagster wraps what a step raises
+    else:
+        words = event.message or "no message"
+    first = next((line for line in words.splitlines() if line.strip()), words)
+    return f"{event.step_key}: {first.strip()}"
