@@ -101,7 +101,9 @@ def test_nothing_published_is_not_fresh(make_settings: Any) -> None:
     seen = freshness(settings)
     assert not seen.fresh
     assert seen.missing.start == ago(3)
-    assert freshness(make_settings(USAGE_START_DATE="2999-01-01")).fresh  # no day is due
+    assert freshness(
+        make_settings(USAGE_TIMEZONE=ZONE, USAGE_START_DATE=ago(0))
+    ).fresh  # none is due
 
 
 @pytest.mark.parametrize(
