@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from usage_pipeline import app_db, diagnosis, erasure, exports, landing
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.freshness import published_tables
 from usage_pipeline.meters import load_meters
 from usage_pipeline.permissions import UMASK
 from usage_pipeline.places import Unlike
@@ -483,24 +484,40 @@ def _print_traces(title: str, traces: list[erasure.Trace]) -> None:
 
 
 @app.command()
-def status() -> None:
-    """What is landed, pending and published; per asset the last partition and its age.
+def status(
+    assets: Annotated[
+        bool, typer.Option("--assets", help="Dagster's view: each asset's partitions.")
+    ] = False,
+) -> None:
+    """What is landed, missing, failing and published, and how old it is.
 
     Example: `usage-pipeline status`
     """
-    from usage_pipeline.definitions import build_defs
-    from usage_pipeline.orchestration.state import asset_states
-
     settings = _settings()
     summary = diagnosis.summary(settings)
     for line in summary.lines:
-        out.print(line, soft_wrap=True)
-    table = Table(box=None)
-    for heading in ("asset", "last partition", "last run", "done", "failed"):
-        table.add_column(heading, no_wrap=True)
-    for state in asset_states(build_defs(settings), settings):
-        table.add_row(*state)
-    out.print(table)
+        out.print(line, soft_wrap=True, highlight=False)
+    if assets:
+        from usage_pipeline.definitions import build_defs
+        from usage_pipeline.orchestration.state import asset_states
+
+        table = Table(box=None)
+        for heading in ("asset", "last partition", "last run", "done", "failed"):
+            table.add_column(heading, no_wrap=True)
+        for state in asset_states(build_defs(settings), settings):
+            table.add_row(*state)
+    else:
+        rows, age = (Column(heading, justify="right") for heading in ("rows", "age"))
+        table = Table("table", "newest", rows, age, box=None)
+        for published in published_tables(settings):
+            table.add_row(
+                published.name,
+                str(published.newest or ""),
+                f"{published.rows:,}",
+                str(published.age).rpartition(":")[0] if published.age else "",
+            )
+    if table.rows:
+        out.print(table)
     if not summary.healthy:
         raise typer.Exit(1)
 

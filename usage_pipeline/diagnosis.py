@@ -20,6 +20,7 @@ from usage_pipeline.app_db import (
     publish_database_url,
 )
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.freshness import freshness, last_publish
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.served_tables import SERVED_TABLES
 from usage_pipeline.settings import Settings
@@ -112,37 +113,34 @@ def summary(settings: Settings) -> Summary:
     lines, healthy = [], True
     if not landed:
         return Summary(["Nothing is landed yet; start with `usage-pipeline rollup`."], False)
-    first, last, yesterday = min(landed), max(landed), settings.today() - timedelta(days=1)
-    lines.append(f"Landed: {len(landed)} days, {first} to {last}.")
-    missing = sorted(set(DayRange(first, settings.today()).days()) - set(landed))
+    lines.append(f"Landed: {len(landed):,} days, {min(landed)} to {max(landed)}.")
+    damaged = landing.days_to_repair(settings, rollup.transformer.needs_event_data)
+    seen = freshness(settings)
+    due = DayRange(settings.start_date, max(settings.start_date, seen.missing.end, *landed))
     for what, days in (
-        ("Missing", ranges_of_days(missing)),
-        (
-            "Damaged or outdated",
-            ranges_of_days(landing.days_to_repair(settings, rollup.transformer.needs_event_data)),
-        ),
-        ("Landed or built but not published", rollup.pending.ranges()),
+        ("Missing", ranges_of_days(set(due.days()) - landed.keys())),
+        ("Damaged or outdated", ranges_of_days(damaged)),
+        ("Failed or running, not published", rollup.pending.ranges()),
     ):
         if days:
             healthy = False
-            shown = ", ".join(str(r) for r in days[:5]) + (" …" if len(days) > 5 else "")
-            lines.append(f"{what}: {shown}. Run `usage-pipeline rollup` over them.")
+            count = sum(len(r.days()) for r in days)
+            lines.append(f"{what}: {count:,} {'day' if count == 1 else 'days'}. Roll up:")
+            lines += [f"  usage-pipeline rollup --start {r.start} --end {r.end}" for r in days[:5]]
+            if days[5:]:
+                lines.append(f"  and {len(days[5:]):,} more ranges, to {days[-1].end}")
     refused = [manifest for manifest in landed.values() if manifest.refused]
     if refused:
         healthy = False
         lines.append(str(landing.refusal(refused)))
-    row = None
-    if published.exists(settings):
-        with published.connect(settings) as db:
-            row = db.execute("select published_at, run_id from snapshot").fetchone()
-    if row is None:
+    last = last_publish(settings)
+    if last is None:
         lines.append("Nothing is published yet.")
-        healthy = False
     else:
-        lines.append(f"Published: {row[0].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, run {row[1]}.")
-    if last < yesterday:
-        lines.append(f"Late: yesterday, {yesterday}, is not landed yet.")
-    return Summary(lines, healthy)
+        at, run_id = last
+        lines.append(f"Published: {at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, run {run_id[:8]}.")
+    lines.append(str(seen))
+    return Summary(lines, healthy and seen.fresh and last is not None)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

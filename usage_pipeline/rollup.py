@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import date
 
 from usage_pipeline import (
@@ -264,7 +265,7 @@ class Rollup:
         for done, days in enumerate(passes):
             self.progress(f"building days {days}", done, len(passes))
             # with the table of manifests, which may have changed since staging was built
-            results = self.transformer.run("stg_landed_days tag:daily", days)
+            results = _added(results, self.transformer.run("stg_landed_days tag:daily", days))
         self.pending.finish(unbuilt)
         return results
 
@@ -273,7 +274,7 @@ class Rollup:
         months = merge_ranges(r.whole_months() for r in self.pending.built())
         for done, days in enumerate(months):
             self.progress(f"building months {days}", done, len(months))
-            results = self.transformer.run("tag:monthly", days)
+            results = _added(results, self.transformer.run("tag:monthly", days))
         return results
 
     def _bring_up_to_date(self) -> None:
@@ -366,6 +367,12 @@ class Rollup:
                 )
             with self.timings.stage(stage):
                 yield
+
+
+def _added(before: list[NodeResult], last: list[NodeResult]) -> list[NodeResult]:
+    """The results of the last pass, with the seconds of all."""
+    spent = {result.unique_id: result.seconds for result in before}
+    return [replace(r, seconds=r.seconds + spent.get(r.unique_id, 0.0)) for r in last]
 
 
 def _badness(result: NodeResult) -> tuple[int, int]:

@@ -34,6 +34,7 @@ _ACCEPTED = {
     "usage_publish_database_url": _POSTGRES_URL,
     "dagster_pg_url": _POSTGRES_URL,
     "usage_failure_webhook_url": "a URL such as https://hooks.example.com/usage",
+    "usage_dagster_url": "a URL such as https://dagster.example.com",
     "usage_publish_schema": (
         "a lower-case SQL identifier, for example usage; the schema is the pipeline's alone, so "
         "public and the schemas of Postgres are refused"
@@ -98,6 +99,7 @@ class Settings(BaseSettings):
     failure_webhook_url: SecretStr | None = Field(
         None, validation_alias="USAGE_FAILURE_WEBHOOK_URL"
     )
+    dagster_url: str = Field("http://127.0.0.1:3000", validation_alias="USAGE_DAGSTER_URL")
 
     @field_validator("home", "meters_file")
     @classmethod
@@ -154,6 +156,13 @@ class Settings(BaseSettings):
         if value and not value.get_secret_value().startswith(("https://", "http://")):
             raise ValueError("not an http(s):// URL")
         return value
+
+    @field_validator("dagster_url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        if not value.startswith(("https://", "http://")):
+            raise ValueError("not an http(s):// URL")
+        return value.rstrip("/")
 
     @field_validator("timezone")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ import pytest
 from support import AppDatabase, triggers
 
 from usage_pipeline.landing import land_events
+from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.partitions import days_of_run
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import DayRange
@@ -21,11 +23,14 @@ USER = str(uuid4())
 class Source:
     """A source with one event a day for 40 days, all landed, and its sensor."""
 
-    def __init__(self, database: AppDatabase, settings: Settings) -> None:
+    def __init__(
+        self, database: AppDatabase, settings: Settings, instance: dg.DagsterInstance
+    ) -> None:
         self.database, self.settings = database, settings
         self.today = settings.today()
         self.cursor: str | None = None
-        self.run_keys: list[str | None] = []
+        self.run_keys: list[str] = []
+        self.instance = instance
         self.sensor = triggers(settings)["late_events"]
         for ago in range(1, 41):
             self.add(ago)
@@ -44,14 +49,28 @@ class Source:
         )
         return event
 
-    def tick(self) -> list[DayRange]:
-        """What one evaluation asks for; the cursor is kept as the daemon would."""
-        with dg.build_sensor_context(cursor=self.cursor) as context:
+    def tick(self, *, makes_runs: bool = True) -> list[DayRange]:
+        """What one evaluation asks for. As the daemon does, keeps the cursor and makes a run for
+        each request, with a key that no run had before; or it ends before it makes them."""
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
             asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]  # type: ignore[union-attr]
             self.cursor = context.cursor
-        self.run_keys += [request.run_key for request in asked]
+        for request in asked:
+            assert request.run_key
+            assert request.run_key not in self.run_keys
+            self.run_keys.append(request.run_key)
+            if makes_runs:
+                tags = {**request.tags, "dagster/run_key": request.run_key}
+                self.instance.add_run(dg.DagsterRun(NIGHTLY, run_id=str(uuid4()), tags=tags))
         ranges = [days_of_run(dict(request.tags)) for request in asked]
         return [days for days in ranges if days is not None]
+
+    def end_runs(self, how: dg.DagsterEventType) -> None:
+        """All runs that have not ended end in this way."""
+        waiting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED])
+        for run in self.instance.get_runs(waiting):
+            event = dg.DagsterEvent(event_type_value=how.value, job_name=run.job_name)
+            self.instance.report_dagster_event(event, run.run_id)
 
     def ranges(self, *ago: tuple[int, int]) -> list[DayRange]:
         """Ranges from the day `first` days ago to the day `last` days ago, both included."""
@@ -59,10 +78,17 @@ class Source:
 
 
 @pytest.fixture
-def make_source(new_database: Any, make_settings: Any) -> Any:
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def make_source(new_database: Any, make_settings: Any, instance: dg.DagsterInstance) -> Any:
     def make(**variables: Any) -> Source:
         database = new_database()
-        return Source(database, make_settings(USAGE_APP_DATABASE_URL=database.url, **variables))
+        settings = make_settings(USAGE_APP_DATABASE_URL=database.url, **variables)
+        return Source(database, settings, instance)
 
     return make
 
@@ -79,7 +105,38 @@ def test_exactly_the_changed_days_are_asked_for_once(make_source: Any) -> None:
     for ago in (30, 29, 28, 10, 1):
         source.add(ago)
     assert source.tick() == source.ranges((30, 28), (10, 10), (1, 1))
-    assert source.tick() == []  # the runs are queued, or failed; the same state is not asked again
+    assert source.tick() == []  # the runs are queued
+
+
+@pytest.mark.parametrize("how", [dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED])
+def test_a_day_whose_run_did_not_land_it_is_asked_for_again(make_source: Any, how: Any) -> None:
+    source = make_source()
+    source.add(10)
+    source.add(3)
+    for _ in range(3):  # each attempt with a key that the daemon has not seen
+        assert source.tick() == source.ranges((10, 10), (3, 3))
+        assert source.tick() == []
+        source.end_runs(how)
+    land_events(source.settings, [source.day(10)])
+    assert source.tick() == source.ranges((3, 3))
+
+
+def test_a_day_whose_run_was_never_made_is_asked_for_again(make_source: Any) -> None:
+    source = make_source()
+    source.add(10)
+    assert source.tick(makes_runs=False) == source.ranges((10, 10))
+    assert source.tick() == source.ranges((10, 10))
+    assert source.tick() == []
+
+
+def test_a_run_that_kept_its_day_on_purpose_is_not_repeated(make_source: Any) -> None:
+    source = make_source()
+    source.add(10)
+    assert source.tick() == source.ranges((10, 10))
+    source.end_runs(dg.DagsterEventType.RUN_SUCCESS)
+    assert source.tick() == []
+    source.add(10)
+    assert source.tick() == source.ranges((10, 10))
 
 
 def test_a_second_change_of_a_day_is_asked_for_and_only_that(make_source: Any) -> None:
@@ -123,8 +180,6 @@ def test_a_state_that_was_landed_and_comes_back_is_a_change_again(make_source: A
         [(event, USER, None, "api_call", None, 2, source.settings.day_start(source.day(7)))],
     )
     assert source.tick() == source.ranges((7, 7))
-    # The daemon starts no second run for a key that it knows, however long ago that was.
-    assert len(set(source.run_keys)) == 3
 
 
 def test_the_look_back_window_ends(make_source: Any) -> None:
@@ -141,10 +196,12 @@ def test_days_that_were_never_landed_are_left_to_a_backfill(make_source: Any) ->
     assert source.tick() == []
 
 
-def test_duplicates_are_part_of_the_fingerprint(new_database: Any, make_settings: Any) -> None:
+def test_duplicates_are_part_of_the_fingerprint(
+    new_database: Any, make_settings: Any, instance: dg.DagsterInstance
+) -> None:
     database = new_database()
     database.execute("alter table usage_events drop constraint usage_events_pkey")
-    source = Source(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    source = Source(database, make_settings(USAGE_APP_DATABASE_URL=database.url), instance)
     twin = source.add(3)
     database.execute("insert into usage_events select * from usage_events where id = %s", (twin,))
     assert source.tick() == source.ranges((3, 3))
@@ -153,7 +210,7 @@ def test_duplicates_are_part_of_the_fingerprint(new_database: Any, make_settings
 
 
 def test_a_thousand_changed_days_are_asked_for_over_several_ticks(
-    new_database: Any, make_settings: Any
+    new_database: Any, make_settings: Any, instance: dg.DagsterInstance
 ) -> None:
     database = new_database()
     settings = make_settings(
@@ -161,7 +218,7 @@ def test_a_thousand_changed_days_are_asked_for_over_several_ticks(
         USAGE_LOOKBACK_DAYS=2500,
         USAGE_START_DATE="2018-01-01",
     )
-    source = Source(database, settings)
+    source = Source(database, settings, instance)
     changed = [source.day(ago) for ago in range(50, 2050, 2)]
     land_events(settings, [source.day(ago) for ago in range(49, 2051)])
     for ago in range(50, 2050, 2):

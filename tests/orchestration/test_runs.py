@@ -16,6 +16,7 @@ from usage_pipeline.orchestration.checks import GATE, GATE_ASSET
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
 from usage_pipeline.orchestration.storage import BulkEventLogStorage
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import load_settings
 
 PERSON = "7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90"
@@ -75,8 +76,8 @@ def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
         assert event is not None
         assert event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
-        assert metadata["dagster/row_count"].value == 3
         assert metadata["days"].value == 3
+        assert_partitions_show_their_own(instance)
 
         gate = dg.AssetCheckKey(GATE_ASSET, GATE)
         latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([gate])
@@ -117,3 +118,55 @@ def test_a_table_or_column_that_a_migration_adds_is_found(new_database: Any) -> 
     database.execute("alter table asset_keys add dynasty text")
     assert storage.has_table("dynasties")
     assert storage.has_asset_key_col("dynasty")
+
+
+def assert_partitions_show_their_own(instance: dg.DagsterInstance) -> None:
+    days = {"2024-02-28": 0, "2024-02-29": 1}
+    assert rows_by_partition(instance, "landing", "usage_events") == {**days, "2024-03-01": 2}
+    # one of the last day's two events is of no known type
+    assert rows_by_partition(instance, "usage", "usage_daily") == {**days, "2024-03-01": 1}
+    months = {"2024-02-01": 1, "2024-03-01": 1}
+    assert rows_by_partition(instance, "usage", "usage_monthly") == months
+    event = instance.get_latest_materialization_event(dg.AssetKey(["usage", "usage_aggregations"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert metadata["dagster/row_count"].value == 4
+    assert "api_call" in str(metadata["preview"].value)
+
+
+def rows_by_partition(instance: dg.DagsterInstance, *path: str) -> dict[str | None, Any]:
+    """The row count that the UI shows of each partition."""
+    found = instance.fetch_materializations(dg.AssetKey(path), limit=100).records
+    materializations = [record.asset_materialization for record in reversed(found)]
+    return {m.partition: m.metadata["dagster/row_count"].value for m in materializations if m}
+
+
+def test_days_that_a_run_repairs_are_recorded_with_it(
+    new_database: Any, short_tmp: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: AppDatabase = new_database()
+    source.insert(
+        "usage_events",
+        [
+            (str(UUID(int=n)), PERSON, None, "api_call", None, 1, f"2024-02-{n:02}T12:00Z")
+            for n in range(1, 6)
+        ],
+    )
+    home = short_tmp()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("USAGE_HOME", str(home / "home"))
+    monkeypatch.setenv("USAGE_APP_DATABASE_URL", source.url)
+    monkeypatch.setenv("DAGSTER_PG_URL", new_database(schema=False).url)
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    settings = load_settings()
+    settings.home.mkdir()
+    Rollup(settings).pending.add(set(days("2024-02-01", "2024-02-05").days()))  # then it died
+
+    run_rollup(build_defs(settings), settings, days("2024-02-05", "2024-02-06"))
+
+    with dagster_instance(settings) as instance:
+        expected = {f"2024-02-{n:02}": 1 for n in range(1, 6)}
+        for path in (("landing", "usage_events"), ("usage", "usage_daily")):
+            assert rows_by_partition(instance, *path) == expected
+            assert instance.get_materialized_partitions(dg.AssetKey(path)) == expected.keys()

@@ -125,7 +125,13 @@ def test_schedules_and_sensors_are_on_by_default(triggers_in: Any) -> None:
         "2024-03-03T12:00:00-05:00",  # Sundays
         "2024-03-10T12:00:00-04:00",
     ]
-    for name in ("late_events", "months_follow_days", "month_closed", "run_failed"):
+    for name in (
+        "late_events",
+        "published_is_fresh",
+        "months_follow_days",
+        "month_closed",
+        "run_failed",
+    ):
         sensor = found[name]
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
 

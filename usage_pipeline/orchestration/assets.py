@@ -1,8 +1,10 @@
 """Assets: thin. Each calls a step of the rollup and returns its figures as metadata."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
@@ -10,13 +12,16 @@ from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_
 
 from usage_pipeline import exports, landing
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.orchestration.metadata import sparkline, table_metadata
+from usage_pipeline.freshness import DUE
+from usage_pipeline.orchestration.metadata import partition_metadata, sparkline, table_metadata
+from usage_pipeline.orchestration.partition_events import record_partitions
 from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
 from usage_pipeline.publishing import LEDGER
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.settings import Settings
 from usage_pipeline.transform import NodeResult
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import DayRange, merge_ranges
 
 OWNERS = ["team:data"]
 WAREHOUSE_POOL = "warehouse"
@@ -40,7 +45,7 @@ def build_assets(
         *_external_assets(),
         *_landing_assets(partitions),
         *_dbt_assets(manifest, partitions),
-        *_output_assets(manifest, partitions),
+        *_output_assets(manifest, partitions, rollup.settings),
     ]
 
 
@@ -90,22 +95,27 @@ def _landing_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
     def usage_events(
         context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
     ) -> dg.MaterializeResult:
+        started = time.perf_counter()
         with one_line_failures():
             manifests = rollup.land_events(days_of(context).days())
+        seconds = round(time.perf_counter() - started, 3)
+        figures = {
+            m.usage_date: {
+                "dagster/row_count": m.rows,
+                "bytes": m.bytes,
+                "invalid quantities": m.invalid_rows,
+                "duplicates left out": m.duplicate_rows,
+                "sum of quantities": m.sum_quantity,
+                "read from the source at": m.extracted_at,
+            }
+            for m in manifests
+        }
+        record_partitions(context, {context.asset_key: figures})
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": sum(m.rows for m in manifests),
-                "bytes": sum(m.bytes for m in manifests),
-                "invalid quantities": sum(m.invalid_rows for m in manifests),
-                "duplicates left out": sum(m.duplicate_rows for m in manifests),
+                "seconds": seconds,
                 "days": len(manifests),
                 "events per day": sparkline([m.rows for m in manifests]),
-                "last days": dg.MetadataValue.md(
-                    "| day | events | sum of quantities |\n|---|--:|--:|\n"
-                    + "\n".join(
-                        f"| {m.usage_date} | {m.rows} | {m.sum_quantity} |" for m in manifests[-7:]
-                    )
-                ),
             }
         )
 
@@ -130,8 +140,10 @@ def _landing_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
         with one_line_failures():
             rows = rollup.land_snapshots()
         for table in landing.SNAPSHOTS:
+            file = rollup.settings.landing_dir / f"{table}.parquet"
             yield dg.MaterializeResult(
-                asset_key=["landing", table], metadata={"dagster/row_count": rows[table]}
+                asset_key=["landing", table],
+                metadata={"dagster/row_count": rows[table], "bytes": file.stat().st_size},
             )
         yield dg.MaterializeResult(asset_key=["landing", "calendar"])
 
@@ -192,7 +204,7 @@ def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.
     ) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
             results = rollup.build_staging()
-        yield from _materialized(context, rollup, results, None)
+        yield from _materialized(context, rollup, results)
 
     @dbt_assets(
         manifest=manifest,
@@ -206,10 +218,12 @@ def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.
     def daily_models(
         context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
     ) -> Iterator[dg.MaterializeResult]:
-        days = days_of(context)
         with one_line_failures():
-            results = rollup.build_days([days])
-        yield from _materialized(context, rollup, results, days)
+            results = rollup.build_days([days_of(context)])
+        built = merge_ranges([*rollup.pending.built(), days_of(context)])
+        yield from _materialized(
+            context, rollup, results, built, [d for r in built for d in r.days()]
+        )
 
     @dbt_assets(
         manifest=manifest,
@@ -223,10 +237,13 @@ def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.
     def monthly_models(
         context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
     ) -> Iterator[dg.MaterializeResult]:
-        months = months_of(context)
         with one_line_failures():
-            results = rollup.build_months([months])
-        yield from _materialized(context, rollup, results, months)
+            results = rollup.build_months([months_of(context)])
+        built = merge_ranges(
+            [*(days.whole_months() for days in rollup.pending.built()), months_of(context)]
+        )
+        firsts = [day for days in built for day in days.days() if day.day == 1]
+        yield from _materialized(context, rollup, results, built, firsts)
 
     @dbt_assets(
         manifest=manifest,
@@ -241,7 +258,7 @@ def _dbt_assets(manifest: Mapping[str, Any], partitions: Partitions) -> list[dg.
     ) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
             results = rollup.build_current()
-        yield from _materialized(context, rollup, results, None)
+        yield from _materialized(context, rollup, results)
 
     return [staging_views, daily_models, monthly_models, current_models]
 
@@ -250,20 +267,42 @@ def _materialized(
     context: dg.AssetExecutionContext,
     rollup: Rollup,
     results: Sequence[NodeResult],
-    days: DayRange | None,
+    ranges: Sequence[DayRange] = (),
+    partitions: Sequence[date] = (),
 ) -> Iterator[dg.MaterializeResult]:
     """One result a selected model, in the order dbt built them, with a few rows to look at.
 
     dbt builds the whole layer even when some of its assets are selected: they depend on each other.
+
+    Args:
+        ranges: the days of `partitions`, which are the days or months that were built, those that
+            an earlier run left undone included; none for assets without partitions.
     """
     keys = {key.path[-1]: key for key in context.selected_asset_keys}
-    metadata = table_metadata(rollup, list(keys), days)
-    for result in results:
-        if result.name not in keys:
-            continue
+    seconds = {result.name: round(result.seconds, 3) for result in results if result.name in keys}
+    metadata: dict[str, dict[str, Any]]
+    if partitions:
+        found = partition_metadata(rollup, list(seconds), ranges)
+        nothing = {"dagster/row_count": 0}
+        record_partitions(
+            context,
+            {
+                keys[table]: {
+                    day.isoformat(): {
+                        "seconds": seconds[table],
+                        **found[table].get(day.isoformat(), nothing),
+                    }
+                    for day in partitions
+                }
+                for table in seconds
+            },
+        )
+        metadata = {table: {"partitions built together": len(partitions)} for table in seconds}
+    else:
+        metadata = table_metadata(rollup, list(seconds))
+    for table, spent in seconds.items():
         yield dg.MaterializeResult(
-            asset_key=keys[result.name],
-            metadata={"seconds": round(result.seconds, 3), **metadata[result.name]},
+            asset_key=keys[table], metadata={"seconds": spent, **metadata[table]}
         )
 
 
@@ -279,13 +318,18 @@ def _digest(restated: Sequence[Sequence[Any]]) -> str:
 
 
 def _output_assets(
-    manifest: Mapping[str, Any], partitions: Partitions
+    manifest: Mapping[str, Any], partitions: Partitions, settings: Settings
 ) -> list[dg.AssetsDefinition]:
     served = [
         asset_key_of(manifest["nodes"][f"model.usage_pipeline.{table.name}"])
         for table in SERVED_TABLES
         if table.model
     ]
+    nightly = dg.FreshnessPolicy.cron(
+        deadline_cron=f"{DUE.minute} {DUE.hour} * * *",
+        lower_bound_delta=timedelta(hours=DUE.hour),
+        timezone=settings.timezone,
+    )
     outputs = {
         "snapshot": ("serving/usage.duckdb, replaced atomically for readers.", "duckdb"),
         "parquet": ("serving/parquet/<table>, partitioned by month.", "parquet"),
@@ -310,6 +354,7 @@ def _output_assets(
                 description=description,
                 owners=OWNERS,
                 kinds={kind},
+                freshness_policy=nightly,
             )
             for name, (description, kind) in outputs.items()
         ],

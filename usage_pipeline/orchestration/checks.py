@@ -9,12 +9,14 @@ from typing import Any
 import dagster as dg
 
 from usage_pipeline import diagnosis, landing
+from usage_pipeline.freshness import DUE, freshness
 from usage_pipeline.orchestration.assets import (
     USAGE_DAILY,
     WAREHOUSE_POOL,
     asset_key_of,
     one_line_failures,
 )
+from usage_pipeline.orchestration.metadata import freshness_metadata
 from usage_pipeline.rollup import (
     LANDING_EQUALS_SOURCE,
     ROLLUP_EQUALS_LANDING,
@@ -25,6 +27,8 @@ from usage_pipeline.source_schema import recent_changes
 
 GATE = "blocking_tests_pass"
 GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
+FRESH = "yesterday_is_published"
+FRESH_ASSET = dg.AssetKey(["publishing", "snapshot"])
 RECONCILIATION = (
     (
         ROLLUP_EQUALS_LANDING,
@@ -103,18 +107,16 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
             )
 
     @dg.asset_check(
-        asset=dg.AssetKey(["publishing", "snapshot"]),
-        name="yesterday_is_published",
-        description="The newest landed day is yesterday in USAGE_TIMEZONE.",
+        asset=FRESH_ASSET,
+        name=FRESH,
+        description=(
+            f"What readers see includes yesterday in USAGE_TIMEZONE, from {DUE:%H:%M} on. Judged "
+            "again every few minutes by the sensor published_is_fresh, whether runs happen or not."
+        ),
     )
     def yesterday_is_published(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        newest = max(landing.landed_manifests(rollup.settings), default=None)
-        behind = (rollup.settings.today() - newest).days - 1 if newest else None
-        return dg.AssetCheckResult(
-            passed=behind == 0,
-            severity=dg.AssetCheckSeverity.WARN,
-            metadata={"newest day": str(newest), "days behind": str(behind)},
-        )
+        seen = freshness(rollup.settings)
+        return dg.AssetCheckResult(passed=seen.fresh, metadata=freshness_metadata(seen))
 
     @dg.asset_check(
         asset=dg.AssetKey(["landing", "usage_events"]),

@@ -67,16 +67,24 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     heartbeats = instance.get_daemon_heartbeats().values()
     newest = max((beat.timestamp for beat in heartbeats), default=0.0)
     daemon_lives = time.time() - newest < _DAEMON_SILENCE_SECONDS
+    launching = time.time() - instance.run_monitoring_start_timeout_seconds
     unfinished = dg.RunsFilter(
         statuses=[
+            dg.DagsterRunStatus.NOT_STARTED,
             dg.DagsterRunStatus.STARTING,
             dg.DagsterRunStatus.STARTED,
             dg.DagsterRunStatus.CANCELING,
         ]
     )
-    for run in instance.get_runs(unfinished):
+    for record in instance.get_run_records(unfinished):
+        run = record.dagster_run
         owner = run.tags.get(_PROCESS_TAG)
-        if not (daemon_lives if owner is None else lives(owner)):
+        if run.status == dg.DagsterRunStatus.NOT_STARTED and owner is None:
+            # The webserver or a daemon that just began may be about to launch it.
+            alive = daemon_lives or record.create_timestamp.timestamp() > launching
+        else:
+            alive = daemon_lives if owner is None else lives(owner)
+        if not alive:
             instance.report_run_failed(run, "The process of this run was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 

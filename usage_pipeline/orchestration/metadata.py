@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+import duckdb
 
 from usage_pipeline import published, warehouse
+from usage_pipeline.freshness import Freshness
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.warehouse import DayRange
 
@@ -27,35 +30,98 @@ def sparkline(numbers: Sequence[int], width: int = 60) -> str:
     return "".join(_BARS[int(n / top * (len(_BARS) - 1))] for n in shown)
 
 
-def table_metadata(
-    rollup: Rollup, tables: Sequence[str], days: DayRange | None
-) -> dict[str, dict[str, Any]]:
-    """Rows (in the window, for dated tables) and a preview of each table of the warehouse."""
+def freshness_metadata(seen: Freshness) -> dict[str, Any]:
+    """What the check of freshness shows."""
+    return {
+        "newest day": str(seen.newest),
+        "days behind": 0 if seen.fresh else len(seen.missing.days()),
+        "verdict": str(seen),
+    }
+
+
+def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows and a preview of each table of the warehouse; of a staging view, neither."""
+    found: dict[str, dict[str, Any]] = {table: {} for table in tables}
+    with _reading(rollup) as db:
+        for table in tables:
+            if table.startswith("stg_"):
+                continue
+            counted, where = table, ""
+            if table == "usage_aggregations":
+                # A view that computes: its rows are those of two tables, a look is one day's.
+                counted = "(select 1 from usage_daily union all select 1 from usage_monthly)"
+                newest = db.execute("select max(usage_date) from usage_daily").fetchall()[0][0]
+                if newest:
+                    start = rollup.settings.day_start(newest).isoformat()
+                    where = f"where period_start = timestamptz '{start}'"
+            rows = db.execute(f"select count(*) from {counted}").fetchall()[0][0]
+            columns = _shown_columns(db, table)
+            preview = db.execute(
+                f"select {', '.join(columns)} from {table} {where} limit {PREVIEW_ROWS}"
+            ).fetchall()
+            found[table] = _rows_and_preview(rows, columns, preview)
+    return found
+
+
+def partition_metadata(
+    rollup: Rollup, tables: Sequence[str], ranges: Sequence[DayRange]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows and a preview by table and day or month of the ranges: two queries a table."""
+    inside = " or ".join("{0} >= ? and {0} < ?" for _ in ranges)
+    bounds = [bound for days in ranges for bound in days]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    with _reading(rollup) as db:
+        for table in tables:
+            columns = _shown_columns(db, table)
+            dated = next((c for c in _DATE_COLUMNS if c in columns), None)
+            if dated is None:
+                found[table] = {}
+                continue
+            counts = db.execute(
+                f"select {dated}, count(*), min(rowid) from {table} "
+                f"where {inside.format(dated)} group by 1",
+                bounds,
+            ).fetchall()
+            # A partition is written at once, so that the rows after its first one are its own.
+            looked_at = [first + n for *_, first in counts for n in range(PREVIEW_ROWS)]
+            previews: dict[Any, list[Sequence[Any]]] = {day: [] for day, *_ in counts}
+            for day, *row in db.execute(
+                f"select {dated}, {', '.join(columns)} from {table} "
+                f"where ({inside.format(dated)}) and rowid in (select unnest(?)) order by rowid",
+                [*bounds, looked_at],
+            ).fetchall():
+                if day in previews:
+                    previews[day].append(row)
+            found[table] = {
+                day.isoformat(): _rows_and_preview(rows, columns, previews[day])
+                for day, rows, _ in counts
+            }
+    return found
+
+
+@contextmanager
+def _reading(rollup: Rollup) -> Iterator[duckdb.DuckDBPyConnection]:
     settings = rollup.settings
-    found: dict[str, dict[str, Any]] = {}
     with (
         warehouse.exclusive(settings, "reading previews"),
         warehouse.connect(settings, settings.warehouse_path, read_only=True) as db,
     ):
         published.attach(settings, db)
-        for table in tables:
-            columns = [row[0] for row in db.execute(f"describe {table}").fetchall()]
-            dated = next((c for c in _DATE_COLUMNS if c in columns), None)
-            where, parameters = "", []
-            if days and dated:
-                where, parameters = f"where {dated} >= ? and {dated} < ?", [days.start, days.end]
-            metadata: dict[str, Any] = {}
-            if not table.startswith("stg_") and table != "usage_aggregations":
-                rows = db.execute(f"select count(*) from {table} {where}", parameters).fetchall()
-                metadata["dagster/row_count"] = rows[0][0]
-                shown = [column for column in columns if column not in _FREE_FORM_COLUMNS]
-                preview = db.execute(
-                    f"select {', '.join(shown)} from {table} {where} limit {PREVIEW_ROWS}",
-                    parameters,
-                ).fetchall()
-                metadata["preview"] = dg.MetadataValue.md(_markdown(shown, preview))
-            found[table] = metadata
-    return found
+        yield db
+
+
+def _shown_columns(db: duckdb.DuckDBPyConnection, table: str) -> list[str]:
+    described = db.execute(f"describe {table}").fetchall()
+    return [column for column, *_ in described if column not in _FREE_FORM_COLUMNS]
+
+
+def _rows_and_preview(
+    rows: int, columns: Sequence[str], preview: Sequence[Sequence[Any]]
+) -> dict[str, Any]:
+    return {
+        "dagster/row_count": rows,
+        "preview": dg.MetadataValue.md(_markdown(columns, preview)),
+    }
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
