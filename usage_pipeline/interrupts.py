@@ -123,8 +123,20 @@ def _stop() -> None:
     for act in reversed(_acts):
         with suppress(Exception):
             said = act() or said
+    with suppress(Exception):
+        _kill_children()
     late.cancel()
     _say_and_exit(terminal, said or STOPPED, last_act)
+
+
+def _kill_children() -> None:
+    """Dagster copies a step's output by a `tail`. The resource tracker ends by itself."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
 
 
 def _say_and_exit(terminal: int, words: str, leave: Callable[[int], Any]) -> None:
