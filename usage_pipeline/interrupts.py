@@ -27,6 +27,7 @@ Act = Callable[[], str | None]
 _acts: list[Act] = []
 _event: threading.Event | None = None
 _installed = False
+_terminal = 2
 
 # How the process ends, given its exit code; replaced by whoever has to do something after it.
 last_act: Callable[[int], Any] = os._exit
@@ -38,10 +39,11 @@ def install() -> None:
     Threads inherit that the signals are blocked, and so do child processes: one that is to end by
     them calls `uninstall`.
     """
-    global _installed  # noqa: PLW0603
+    global _installed, _terminal  # noqa: PLW0603
     if _installed:
         return
     _installed = True
+    _terminal = os.dup(2)  # Dagster sends 2 into a file while a step runs
     for number in _SIGNALS:  # whoever runs a command in the background has them ignored
         signal.signal(number, _pass_on)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -113,10 +115,10 @@ def _wait() -> None:
 
 
 def _stop() -> None:
-    terminal, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):  # of the main thread
         os.dup2(null, output)
-    late = threading.Timer(DEADLINE_SECONDS, _say_and_exit, [terminal, STOPPED, os._exit])
+    late = threading.Timer(DEADLINE_SECONDS, _say_and_exit, [STOPPED, os._exit])
     late.daemon = True
     late.start()
     said = None
@@ -126,7 +128,7 @@ def _stop() -> None:
     with suppress(Exception):
         _kill_children()
     late.cancel()
-    _say_and_exit(terminal, said or STOPPED, last_act)
+    _say_and_exit(said or STOPPED, last_act)
 
 
 def _kill_children() -> None:
@@ -139,7 +141,7 @@ def _kill_children() -> None:
                 child.kill()
 
 
-def _say_and_exit(terminal: int, words: str, leave: Callable[[int], Any]) -> None:
+def _say_and_exit(words: str, leave: Callable[[int], Any]) -> None:
     with suppress(OSError):
-        os.write(terminal, (_CLEAR_LINE if os.isatty(terminal) else b"") + f"{words}\n".encode())
+        os.write(_terminal, (_CLEAR_LINE if os.isatty(_terminal) else b"") + f"{words}\n".encode())
     leave(EXIT_CODE)
