@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Annotated
 from uuid import UUID
@@ -19,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from usage_pipeline import app_db, diagnosis, erasure, exports, landing
+from usage_pipeline import app_db, diagnosis, erasure, exports, interrupts, landing
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.freshness import published_tables
 from usage_pipeline.meters import load_meters
@@ -46,7 +44,6 @@ app.add_typer(app_db_commands, name="app-db")
 out = Console()
 err = Console(stderr=True)
 
-STOP_SECONDS = 15
 WRONG_USAGE = 2  # as for options that do not parse
 DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7
 
@@ -209,8 +206,11 @@ def _rollup(
     settings: Settings, days: DayRange, allow_fewer_events: bool = False
 ) -> tuple[list[str], Rollup]:
     """Run ids, and the steps that ran."""
-    _require_databases(settings)
-    with _progress("starting") as (progress, task):
+    with (
+        interrupts.stopping(lambda: _left_pending(settings, days)),
+        _progress("starting") as (progress, task),
+    ):
+        _require_databases(settings)
         from usage_pipeline.definitions import build_defs
         from usage_pipeline.orchestration.launch import run_rollup
 
@@ -227,6 +227,16 @@ def _require_databases(settings: Settings) -> None:
         pass
     with app_db.connect(app_db.dagster_database_url(settings), "DAGSTER_PG_URL"):
         pass
+
+
+def _left_pending(settings: Settings, days: DayRange) -> str:
+    """What a stopped rollup says. Days that it did not come to are noted, so that it is true."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    pending = Rollup(settings).pending
+    if not any(days.start < left.end and left.start < days.end for left in pending.ranges()):
+        pending.add(set(days.days()))
+    ranges = ", ".join(map(str, pending.ranges()))
+    return f"Stopped. Pending: {ranges}; the next `usage-pipeline rollup` completes it."
 
 
 def _print_totals(settings: Settings, days: DayRange) -> None:
@@ -296,34 +306,19 @@ def _require_empty(url: str, confirmed: bool) -> None:
 
 
 @app.command()
-def up(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 3000) -> None:
+def up(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
+) -> None:
     """Webserver and daemon on 127.0.0.1, schedules and sensors running.
 
     Example: `usage-pipeline up`
     """
-    from usage_pipeline.orchestration.launch import prepare_dagster_home, webserver_command
-
     settings = _settings()
-    prepare_dagster_home(settings)
-    _require_databases(settings)
-    out.print(f"Dagster at http://127.0.0.1:{port} (stop with Ctrl-C)")
-    server = subprocess.Popen(
-        webserver_command(port),
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        start_new_session=True,
-    )
+    with interrupts.awaited() as stopped:
+        _require_databases(settings)
+        from usage_pipeline.orchestration.serve import serve
 
-    def stop(signum: int, frame: object) -> None:
-        # The whole group: `dagster dev` alone ignores a SIGINT when started as a background job,
-        # and a webserver or daemon that outlives it would hold the port and the database.
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(server.pid, signal.SIGKILL))
-        signal.alarm(STOP_SECONDS)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    raise typer.Exit(max(server.wait(), 0))
+        serve(settings, port, stopped, lambda words: out.print(words, soft_wrap=True))
 
 
 @app.command()
@@ -542,6 +537,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: expected failures are one line on stderr, `--debug` shows the traceback."""
+    interrupts.install()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

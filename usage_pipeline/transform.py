@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from usage_pipeline import interrupts
 from usage_pipeline import meters as metering
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
@@ -218,6 +219,7 @@ class Transformer:
         from dbt.cli.main import dbtRunner
 
         self._set_environment()
+        interrupts.keep_blocked()
         parsing = arguments == ["parse"]
         runner = dbtRunner(manifest=None if parsing else self._loaded_manifest())
         outcome = runner.invoke(

@@ -11,6 +11,8 @@ from usage_pipeline.app_db.connection import (
 from usage_pipeline.app_db.server import (
     app_database_url,
     dagster_database_url,
+    keep_embedded,
+    leave_embedded_and_exit,
     publish_database_url,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "create_schema",
     "dagster_database_url",
     "database_error",
+    "keep_embedded",
+    "leave_embedded_and_exit",
     "publish_database_url",
     "redact",
 ]

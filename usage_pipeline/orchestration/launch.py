@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import DBAPIError
 
-from usage_pipeline.app_db import dagster_database_url
+from usage_pipeline import interrupts
+from usage_pipeline.app_db import dagster_database_url, database_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
@@ -24,6 +27,12 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _CLI_TAGS = {CHAINED_TAG: "no", "dagster/max_retries": "0"}
 _PROCESS_TAG = "usage/process"
 _DAEMON_SILENCE_SECONDS = 120
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def prepare_dagster_home(settings: Settings) -> None:
@@ -37,11 +46,18 @@ def prepare_dagster_home(settings: Settings) -> None:
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """The instance in Postgres; the embedded server stays up as long as it is open."""
+    """The instance in Postgres; the embedded server stays up as long as it is open.
+
+    Raises:
+        UsagePipelineError: its database fails, also inside the block.
+    """
     prepare_dagster_home(settings)
-    dagster_database_url(settings)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    url = dagster_database_url(settings)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    except (DBAPIError, DagsterPostgresException) as error:
+        raise database_error(error, url, "DAGSTER_PG_URL") from error
 
 
 def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list[str]:
@@ -50,12 +66,25 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
     Raises:
         UsagePipelineError: the failure of the first step that failed, in its own words.
     """
-    with dagster_instance(settings) as instance:
+    # Dagster warns of each attempt to connect; what came of them is said once.
+    logging.getLogger().addHandler(logging.NullHandler())
+    with (
+        dagster_instance(settings) as instance,
+        interrupts.stopping(lambda: _cancel_own_runs(instance)),
+    ):
         _bury_dead_runs(instance)
         return [
             _run(defs, instance, NIGHTLY, day_range_tags(days)),
             _run(defs, instance, MONTHLY, month_range_tags(days)),
         ]
+
+
+def _cancel_own_runs(instance: dg.DagsterInstance) -> None:
+    """Record this process's unfinished run as canceled, and free its pool slots."""
+    own = dg.RunsFilter(statuses=_UNFINISHED, tags={_PROCESS_TAG: this_process()})
+    for run in instance.get_runs(own):
+        instance.report_run_canceled(run, "The command was stopped.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
@@ -68,15 +97,7 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     newest = max((beat.timestamp for beat in heartbeats), default=0.0)
     daemon_lives = time.time() - newest < _DAEMON_SILENCE_SECONDS
     launching = time.time() - instance.run_monitoring_start_timeout_seconds
-    unfinished = dg.RunsFilter(
-        statuses=[
-            dg.DagsterRunStatus.NOT_STARTED,
-            dg.DagsterRunStatus.STARTING,
-            dg.DagsterRunStatus.STARTED,
-            dg.DagsterRunStatus.CANCELING,
-        ]
-    )
-    for record in instance.get_run_records(unfinished):
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED)):
         run = record.dagster_run
         owner = run.tags.get(_PROCESS_TAG)
         if run.status == dg.DagsterRunStatus.NOT_STARTED and owner is None:
@@ -121,20 +142,3 @@ def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
     return UsagePipelineError(
         f"Run {result.run_id} failed before its first step", "Read it in the Dagster UI"
     )
-
-
-def webserver_command(port: int) -> list[str]:
-    """`dagster dev`: webserver, daemon and code server, reachable from this machine only."""
-    workspace = str(PROJECT_DIR / "workspace.yaml")
-    return [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-w",
-        workspace,
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
