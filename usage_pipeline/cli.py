@@ -25,7 +25,7 @@ from usage_pipeline.permissions import UMASK
 from usage_pipeline.places import Unlike
 from usage_pipeline.reconciliation import Line
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, load_settings
+from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, begin_with, load_settings
 from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 app = typer.Typer(
@@ -280,6 +280,7 @@ def demo(
     if diagnosis.count_users(url):
         out.print("The source already holds data; rolling that up.")
     else:
+        settings = begin_with(settings, settings.today() - timedelta(days=DEMO_DAYS))
         _load_sample(settings, DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED)
     first = max(settings.today() - timedelta(days=DEMO_DAYS), settings.start_date)
     days = DayRange(first, settings.today())

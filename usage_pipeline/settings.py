@@ -22,6 +22,8 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = PROJECT_DIR / "dbt_project"
 
 FIRST_POSSIBLE_DAY = date(1970, 1, 1)
+DEFAULT_START_DATE = date(2024, 1, 1)
+_START_OF_HOME = "start_date"
 # Both are whatever the machine says, and the leap-second zones are no local time at all.
 _NO_ZONES = re.compile(r"localtime|posixrules|Factory|(posix|right)/.*", re.IGNORECASE)
 _POSTGRES_URL = (
@@ -81,7 +83,8 @@ class Settings(BaseSettings):
     meters_file: Path = Field(DBT_PROJECT_DIR / "meters.yml", validation_alias="USAGE_METERS_FILE")
     timezone: str = Field("UTC", validation_alias="USAGE_TIMEZONE")
     start_date: Annotated[date, NoDecode] = Field(
-        date(2024, 1, 1), validation_alias="USAGE_START_DATE"
+        default_factory=lambda given: _start_of_home(given.get("home")),
+        validation_alias="USAGE_START_DATE",
     )
     land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
     lookback_days: int = Field(35, validation_alias="USAGE_LOOKBACK_DAYS", ge=1, le=3650)
@@ -261,6 +264,24 @@ class Settings(BaseSettings):
     def scratch_dir(self) -> Path:
         """Temporary files; on the same file system as the outputs, so that renames are atomic."""
         return self.home / "tmp"
+
+
+def _start_of_home(home: Path | None) -> date:
+    """The first day of a home whose history is a demo's (`begin_with`), or the default of all."""
+    try:
+        return date.fromisoformat((home or Path()).joinpath(_START_OF_HOME).read_text())
+    except (OSError, ValueError):
+        return DEFAULT_START_DATE
+
+
+def begin_with(settings: Settings, first: date) -> Settings:
+    """Make `first` the start of this home wherever `USAGE_START_DATE` is not set; a sample's days
+    before it would all be missing ones."""
+    if "start_date" in settings.model_fields_set:
+        return settings
+    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.joinpath(_START_OF_HOME).write_text(first.isoformat())
+    return load_settings()
 
 
 def _check_postgres_url(url: str) -> None:

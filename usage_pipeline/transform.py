@@ -237,6 +237,8 @@ class Transformer:
                 str(DBT_PROJECT_DIR),
                 "--target-path",
                 str(self.settings.dbt_target_dir),
+                "--log-path",  # nothing is logged there, but dbt makes the directory
+                str(self.settings.dbt_target_dir),
                 "--vars",
                 json.dumps({**self.dbt_vars(), **(variables or {})}),
             ]

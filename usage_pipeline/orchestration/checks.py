@@ -56,7 +56,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         unique_id: _spec(
             _tested_asset(manifest, node),
             node["name"],
-            node.get("description") or f"dbt test {node['name']}",
+            _described(node),
             node["config"]["severity"].lower(),
         )
         for unique_id, node in manifest["nodes"].items()
@@ -217,8 +217,33 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
 
 
 def _spec(asset: dg.AssetKey, name: str, description: str, severity: str) -> dg.AssetCheckSpec:
+    # The gate alone is `blocking` to Dagster, which would make these wait for each other.
+    effect = "Blocks publishing." if severity == "error" else "Warns, and blocks nothing."
     return dg.AssetCheckSpec(
-        name, asset=asset, description=description, metadata={"severity": severity}
+        name,
+        asset=asset,
+        description=f"{description} {effect}",
+        metadata={"severity": severity},
+    )
+
+
+def _described(node: Mapping[str, Any]) -> str:
+    """What a data test guards, in words; those of the generic ones follow from their arguments."""
+    test = node.get("test_metadata") or {}
+    arguments = test.get("kwargs", {})
+    column = node.get("column_name")
+    words = {
+        "unique_grain": "No two rows share {columns}, and no part of it is null that may not be.",
+        "accepted_values": "{column} is one of {values}.",
+        "relationships": "Each {column} is known in {to}; others are of accounts that are gone.",
+    }.get(test.get("name", ""), node.get("description") or "")
+    return " ".join(
+        words.format(
+            column=column,
+            columns=", ".join(arguments.get("columns", [])),
+            values=", ".join(arguments.get("values", [])),
+            to=str(arguments.get("to", "")).removeprefix("ref('").removesuffix("')"),
+        ).split()
     )
 
 
