@@ -2,7 +2,7 @@
 
 The process ends at once, wherever it is, as a kill would end it: every step is safe to kill, and an
 exception would travel through DuckDB, dbt and Dagster, each of which turns it into something else.
-So the signals are blocked, a thread waits for them, tells whoever has to know, and exits.
+So a thread waits for the signals, tells whoever has to know, and exits.
 """
 
 from __future__ import annotations
@@ -34,41 +34,35 @@ last_act: Callable[[int], Any] = os._exit
 
 
 def install() -> None:
-    """Handle the signals from now on; called before threads are started and modules loaded.
+    """Handle the signals from now on; called in the main thread before modules are loaded.
 
-    Threads inherit that the signals are blocked, and so do child processes: one that is to end by
-    them calls `uninstall`.
+    By Python's wake-up descriptor, which is written at once, whatever the main thread is doing and
+    whoever replaced the handlers since. Child processes inherit nothing of it.
     """
     global _installed, _terminal  # noqa: PLW0603
     if _installed:
         return
     _installed = True
     _terminal = os.dup(2)  # Dagster sends 2 into a file while a step runs
+    arrivals, wake_up = os.pipe()
+    os.set_blocking(wake_up, False)
     for number in _SIGNALS:  # whoever runs a command in the background has them ignored
-        signal.signal(number, _pass_on)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    threading.Thread(target=_wait, daemon=True).start()
-
-
-def uninstall() -> None:
-    """Unblock the signals in a child process."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
+    threading.Thread(target=_wait, args=[arrivals], daemon=True).start()
 
 
 @cache
-def keep_blocked() -> None:
-    """Start Python's resource tracker, for dbt, in a thread of its own: whichever thread starts it,
-    by its first lock, has SIGINT and SIGTERM unblocked. At a stop it removes dbt's locks, silently.
-    """
+def quiet_tracker() -> None:
+    """Start Python's resource tracker, which dbt's locks need, so that it is silent about those
+    that a stop leaves to it."""
     if not _installed:
         return
     from multiprocessing import resource_tracker
 
     filters = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
-    starter = threading.Thread(target=resource_tracker.ensure_running)
-    starter.start()
-    starter.join()
+    resource_tracker.ensure_running()
     del os.environ["PYTHONWARNINGS"]
     if filters is not None:
         os.environ["PYTHONWARNINGS"] = filters
@@ -96,22 +90,21 @@ def awaited() -> Iterator[threading.Event]:
         _event = None
 
 
-def _pass_on(number: int, frame: object) -> None:
-    """A signal reached a thread in which a library unblocked it: on to the thread that waits."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    os.kill(os.getpid(), number)
-
-
-def _wait() -> None:
-    signal.sigwait(_SIGNALS)
+def _wait(arrivals: int) -> None:
+    _next_signal(arrivals)
     while _event:
         _event.set()
-        signal.sigwait(_SIGNALS)
+        _next_signal(arrivals)
     with suppress(RuntimeError):  # the process is ending anyway
         # Not a daemon thread: until it has exited, the main thread cannot end with another code.
         threading.Thread(target=_stop).start()
-        signal.sigwait(_SIGNALS)
+        _next_signal(arrivals)
         os._exit(EXIT_CODE)
+
+
+def _next_signal(arrivals: int) -> None:
+    while os.read(arrivals, 1)[0] not in _SIGNALS:  # others, such as SIGCHLD, are told too
+        pass
 
 
 def _stop() -> None:

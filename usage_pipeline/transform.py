@@ -219,7 +219,7 @@ class Transformer:
         from dbt.cli.main import dbtRunner
 
         self._set_environment()
-        interrupts.keep_blocked()
+        interrupts.quiet_tracker()
         parsing = arguments == ["parse"]
         runner = dbtRunner(manifest=None if parsing else self._loaded_manifest())
         outcome = runner.invoke(

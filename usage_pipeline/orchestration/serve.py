@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from usage_pipeline import app_db, interrupts
+from usage_pipeline import app_db
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.launch import prepare_dagster_home
 from usage_pipeline.settings import Settings, load_settings
@@ -201,7 +201,6 @@ def _answers(port: int) -> bool:
 
 def main(part: str, *arguments: str) -> None:
     """What a child runs."""
-    interrupts.uninstall()
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     if part == "code server":
         Path(arguments[0]).unlink(missing_ok=True)  # of one that was killed
