@@ -66,6 +66,9 @@ class House:
         self.variables = {
             "USAGE_HOME": str(settings.home),
             "USAGE_APP_DATABASE_URL": database.url,
+            # So that what a killed run had to delete is a correction to whichever run follows.
+            "USAGE_LOOKBACK_DAYS": "3650",
+            "USAGE_MAX_LOST_SHARE": "1",
         }
         self._admin = server.get_uri("postgres")
         self._name = database.url.split("?")[0].rsplit("/", 1)[1]

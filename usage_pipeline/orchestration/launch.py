@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import dagster as dg
@@ -111,12 +112,15 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
-    result = defs.resolve_job_def(job).execute_in_process(
-        instance=instance,
-        tags={**tags, **_CLI_TAGS, _PROCESS_TAG: this_process()},
-        run_config=_QUIET,
-        raise_on_error=False,
-    )
+    # In the main thread, Dagster takes signals over and records a stop as a failed step.
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(
+            defs.resolve_job_def(job).execute_in_process,
+            instance=instance,
+            tags={**tags, **_CLI_TAGS, _PROCESS_TAG: this_process()},
+            run_config=_QUIET,
+            raise_on_error=False,
+        ).result()
     if not result.success:
         raise _failure(result)
     return result.run_id
