@@ -1,7 +1,7 @@
 {#
   Sums that may need more than the 38 digits of DECIMAL(38,9): two valid quantities are enough. They
   are kept in two parts that cannot overflow, merged part by part, and become one number where it is
-  read; NULL when that has more than 29 integer digits. See docs/decisions/0011.
+  read; NULL when that has more than 29 integer digits. See docs/decisions/0012.
 #}
 
 {# Below this (10^19) ten billion quantities add up to less than 29 digits. #}
