@@ -207,7 +207,7 @@ def _storage(url: str) -> str:
         cursor.execute("select current_setting('server_version')")
         version = (cursor.fetchone() or ("?",))[0]
         cursor.execute("create table usage_pipeline_doctor (); drop table usage_pipeline_doctor")
-        _require_owner(cursor, "current_schema()", "runs")
+        _require_owner(cursor, "runs")
     return f"Postgres {version}, can be written"
 
 
@@ -224,18 +224,19 @@ def _publish(settings: Settings) -> str:
             sql.SQL("create table {} ()").format(sql.Identifier(schema, "usage_pipeline_doctor"))
         )
         for table in ("snapshot", *(table.name for table in SERVED_TABLES)):
-            _require_owner(cursor, "%s", table, schema)
+            _require_owner(cursor, table, schema)
         connection.rollback()
     return f"schema {schema} can be written"
 
 
-def _require_owner(cursor: Cursor, schema: str, table: str, *parameters: str) -> None:
-    """Only an owner can truncate, index and replace a table."""
+def _require_owner(cursor: Cursor, table: str, schema: str | None = None) -> None:
+    """Only an owner can truncate, index and replace a table; of the current schema by default."""
     cursor.execute(
         "select pg_get_userbyid(relowner), current_user from pg_class "
-        f"join pg_namespace on pg_namespace.oid = relnamespace and nspname = {schema} "
-        "where relname = %s and not pg_has_role(relowner, 'USAGE')",
-        (*parameters, table),
+        "join pg_namespace on pg_namespace.oid = relnamespace "
+        "where nspname = coalesce(%s, current_schema()) and relname = %s "
+        "and not pg_has_role(relowner, 'USAGE')",
+        (schema, table),
     )
     if row := cursor.fetchone():
         raise UsagePipelineError(

@@ -1,19 +1,10 @@
 {{ config(severity='warn', tags=['informative']) }}
 
+{% for source_table, id in [('users', 'user_id'), ('orgs', 'org_id'), ('subscriptions', 'subscription_id')] %}
 select
-    'users' as source_table,
-    cast(user_id as {{ text_type() }}) as account_id
-from {{ ref('stg_users') }}
+    '{{ source_table }}' as source_table,
+    cast({{ id }} as {{ text_type() }}) as account_id
+from {{ ref('stg_' ~ source_table) }}
 where created_date is null
-union all
-select
-    'orgs' as source_table,
-    cast(org_id as {{ text_type() }}) as account_id
-from {{ ref('stg_orgs') }}
-where created_date is null
-union all
-select
-    'subscriptions' as source_table,
-    cast(subscription_id as {{ text_type() }}) as account_id
-from {{ ref('stg_subscriptions') }}
-where created_date is null
+{% if not loop.last %} union all {% endif %}
+{% endfor %}

@@ -57,6 +57,7 @@ def settings(databases: tuple[AppDatabase, AppDatabase], make_settings: Any) -> 
 
 
 def failures(settings: Settings) -> dict[str, str]:
+    """What `doctor` finds wrong."""
     return {f.what: f"{f.detail}. {f.remedy}" for f in diagnosis.examine(settings) if not f.ok}
 
 
