@@ -97,3 +97,24 @@ def make_settings(short_tmp: Callable[[], Path]) -> SettingsFactory:
         return Settings(_env_file=None, **variables)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def new_york(
+    new_database: DatabaseFactory,
+    make_settings: SettingsFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[AppDatabase, Settings]]:
+    """Makes a source, and settings in that zone with the given meters."""
+
+    def make(meters: str) -> tuple[AppDatabase, Settings]:
+        file = tmp_path_factory.mktemp("meters") / "meters.yml"
+        file.write_text(meters)
+        source = new_database()
+        return source, make_settings(
+            USAGE_APP_DATABASE_URL=source.url,
+            USAGE_METERS_FILE=file,
+            USAGE_TIMEZONE="America/New_York",
+        )
+
+    return make

@@ -8,8 +8,10 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from faults.house import HISTORY, House, fill
+from hypothesis import HealthCheck, Phase
 from support import AppDatabase
 
 
@@ -31,3 +33,18 @@ def house(_fork_server: None, postgres_server: Any, new_database: Any, make_sett
     made.run(HISTORY)
     made.keep()
     return made
+
+
+@pytest.fixture
+def tries(request: pytest.FixtureRequest) -> hypothesis.settings:
+    """How random histories are tried: a few, the same each time, or many with --thorough."""
+    thorough = request.config.getoption("thorough")
+    return hypothesis.settings(
+        max_examples=100 if thorough else 2,
+        derandomize=not thorough,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=[Phase.explicit, Phase.generate],  # an example takes seconds: none is shrunk
+        suppress_health_check=list(HealthCheck),
+    )

@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from faults.oracle import Account, Event, Meter, Oracle
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from support import AppDatabase, Row, assert_published_alike, roll_up
@@ -300,18 +300,8 @@ def world(new_database: Any, make_settings: Any) -> World:
     return World(new_database(), make_settings)
 
 
-def test_every_table_is_what_plain_python_finds(world: World, request: Any) -> None:
-    thorough = request.config.getoption("thorough")
-
-    @profile(
-        max_examples=100 if thorough else 2,
-        derandomize=not thorough,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        phases=[Phase.explicit, Phase.generate],  # an example takes seconds: none is shrunk
-        suppress_health_check=list(HealthCheck),
-    )
+def test_every_table_is_what_plain_python_finds(world: World, tries: profile) -> None:
+    @tries
     @given(HISTORIES)
     def any_history(history: list[Step]) -> None:
         world.begin()

@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from support import AppDatabase, assert_published_alike, days, roll_up, snapshot_query
@@ -184,18 +184,8 @@ def world(new_database: Any, make_settings: Any) -> World:
     return World(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
 
 
-def test_any_history_ends_in_what_plain_sql_finds(world: World, request: Any) -> None:
-    thorough = request.config.getoption("thorough")
-
-    @profile(
-        max_examples=100 if thorough else 2,
-        derandomize=not thorough,
-        deadline=None,
-        database=None,
-        print_blob=True,
-        phases=[Phase.explicit, Phase.generate],  # an example takes seconds: none is shrunk
-        suppress_health_check=list(HealthCheck),
-    )
+def test_any_history_ends_in_what_plain_sql_finds(world: World, tries: profile) -> None:
+    @tries
     @given(HISTORIES)
     def any_history(history: list[tuple[Change, DayRange]]) -> None:
         world.begin()

@@ -61,6 +61,19 @@ def failures(settings: Settings) -> dict[str, str]:
     return {f.what: f"{f.detail}. {f.remedy}" for f in diagnosis.examine(settings) if not f.ok}
 
 
+def failures_while(
+    app: AppDatabase, revoked: str, restored: str, settings: Settings
+) -> dict[str, str]:
+    """What it finds wrong between two statements, after which nothing is."""
+    app.execute(revoked)
+    try:
+        found = failures(settings)
+    finally:
+        app.execute(restored)
+    assert failures(settings) == {}
+    return found
+
+
 def test_the_roles_of_the_readme_are_enough(settings: Settings) -> None:
     assert failures(settings) == {}
 
@@ -126,14 +139,9 @@ def test_a_missing_privilege_is_named(
     settings: Settings,
 ) -> None:
     app, _ = databases
-    app.execute(revoke)
-    try:
-        found = failures(settings)
-    finally:
-        app.execute(restore)
+    found = failures_while(app, revoke, restore, settings)
     assert says in found[what]
     assert re.search(r"\. [A-Z]", found[what])  # and a remedy
-    assert failures(settings) == {}
 
 
 @pytest.mark.parametrize(
@@ -156,16 +164,14 @@ def test_a_missing_privilege_on_the_database_is_named(
     app, _ = databases
     name = app.query("select current_database()")[0][0]
     others = ", ".join({"usage_source", "usage_publisher"} - {role})
-    app.execute(
+    found = failures_while(
+        app,
         f'revoke {privilege} on database "{name}" from public, {role};'
-        f' grant {privilege} on database "{name}" to {others}'
+        f' grant {privilege} on database "{name}" to {others}',
+        f'grant {privilege} on database "{name}" to public',
+        settings,
     )
-    try:
-        found = failures(settings)
-    finally:
-        app.execute(f'grant {privilege} on database "{name}" to public')
     assert says in found[what]
-    assert failures(settings) == {}
 
 
 def test_a_storage_that_dagster_may_not_write_is_named(
@@ -173,9 +179,10 @@ def test_a_storage_that_dagster_may_not_write_is_named(
 ) -> None:
     _, storage = databases
     name = storage.query("select current_database()")[0][0]
-    storage.execute(f'alter database "{name}" owner to postgres')
-    try:
-        found = failures(settings)
-    finally:
-        storage.execute(f'alter database "{name}" owner to dagster')
+    found = failures_while(
+        storage,
+        f'alter database "{name}" owner to postgres',
+        f'alter database "{name}" owner to dagster',
+        settings,
+    )
     assert "permission denied for schema public" in found["Dagster storage"]

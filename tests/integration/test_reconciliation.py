@@ -61,18 +61,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def shared(new_database: Any, make_settings: Any, tmp_path_factory: Any) -> World:
-    meters = tmp_path_factory.mktemp("meters") / "meters.yml"
-    meters.write_text(METERS)
-    source = new_database()
-    return World(
-        source,
-        make_settings(
-            USAGE_APP_DATABASE_URL=source.url,
-            USAGE_METERS_FILE=meters,
-            USAGE_TIMEZONE="America/New_York",
-        ),
-    )
+def shared(new_york: Any) -> World:
+    return World(*new_york(METERS))
 
 
 @pytest.fixture
