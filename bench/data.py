@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 
 from bench.shape import HISTORY_END, SMALL_DAY, TYPE_SHARES, TYPES, Shape
 from bench.worker import stopwatch
-from usage_pipeline.app_db import connect, create_schema
 from usage_pipeline.app_db.sample.columns import (
     DAY,
     Columns,
@@ -28,6 +27,8 @@ from usage_pipeline.app_db.sample.columns import (
     join,
     uuids,
 )
+from usage_pipeline.app_db.schema import create_schema
+from usage_pipeline.infra.postgres import connect
 
 SEED = 7
 CHUNK_EVENTS = 250_000

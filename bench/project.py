@@ -11,8 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 from bench.worker import stopwatch
+from usage_pipeline.days import DayRange
+from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.settings import load_settings
-from usage_pipeline.warehouse import DayRange, connect
 
 # The models from landing to a user's days and months: what the in-database function makes too.
 # The other models of the same steps (organisations, platform, ...) have no counterpart there.
@@ -27,7 +28,7 @@ USAGE_MONTHLY_MODELS = ("usage_values_monthly", "usage_partials_monthly", "usage
 
 def land(start: str, end: str) -> dict[str, Any]:
     """Extract the days."""
-    from usage_pipeline.landing import land_events
+    from usage_pipeline.landing.extraction import land_events
 
     settings = load_settings()
     clock = stopwatch()
@@ -47,7 +48,7 @@ def build(start: str, end: str, cells: str, *, landed: bool) -> dict[str, Any]:
     """
     days = _days(start, end)
     rollup, engine = _rollup()
-    rollup.land_snapshots()
+    rollup.land_accounts()
     # The staging views need a landed day; the day before has no events.
     rollup.land_events([] if landed else [days.start - timedelta(days=1)])
     rollup.build_staging()
@@ -59,7 +60,7 @@ def build(start: str, end: str, cells: str, *, landed: bool) -> dict[str, Any]:
     daily = clock()
     rollup.build_months([days])
     seconds = clock()
-    with connect(rollup.settings, rollup.settings.warehouse_path, read_only=True) as db:
+    with open_duckdb(rollup.settings, rollup.settings.warehouse_path, read_only=True) as db:
         db.execute(
             "copy (select usage_date, user_id, org_id, metric_type, total_quantity, event_count "
             f"from usage_daily) to '{cells}' (format parquet)"
@@ -87,7 +88,7 @@ def prepare_publish(day: str) -> None:
     """Publish one near-empty day, so that the tables are there with their keys and indexes."""
     rollup, _ = _rollup()
     days = _days(day)
-    rollup.land_snapshots()
+    rollup.land_accounts()
     rollup.land_events(days.days())
     rollup.build_staging()
     rollup.build_days([days])
@@ -105,8 +106,8 @@ def publish(day: str, rows: int, change: str) -> dict[str, Any]:
         rows: how many.
         change: `new` adds them, `changed` moves their numbers, `unchanged` does nothing.
     """
-    from usage_pipeline.publishing import publish as publish_ranges
-    from usage_pipeline.transform import Transformer
+    from usage_pipeline.publishing.publisher import publish as publish_ranges
+    from usage_pipeline.warehouse.transform import Transformer
 
     settings = load_settings()
     statements = {
@@ -124,7 +125,7 @@ def publish(day: str, rows: int, change: str) -> dict[str, Any]:
         f"event_count = event_count + 1 where usage_date = '{day}'",
     }
     if change in statements:
-        with connect(settings, settings.warehouse_path) as db:
+        with open_duckdb(settings, settings.warehouse_path) as db:
             db.execute(statements[change])
     built_with = Transformer(settings).version
     clock = stopwatch()
@@ -141,7 +142,7 @@ def publish(day: str, rows: int, change: str) -> dict[str, Any]:
 
 def export(month: str) -> dict[str, Any]:
     """All users' files of a month, into an empty folder."""
-    from usage_pipeline.exports import export_month
+    from usage_pipeline.serving.exports import export_month
 
     settings = load_settings()
     clock = stopwatch()
@@ -209,7 +210,7 @@ def _record_models(transformer: type) -> dict[str, float]:
 def _rollup() -> tuple[Any, dict[str, float]]:
     """A rollup, and the seconds by model of what it builds."""
     from usage_pipeline.rollup import Rollup
-    from usage_pipeline.transform import Transformer
+    from usage_pipeline.warehouse.transform import Transformer
 
     return Rollup(load_settings()), _record_models(Transformer)
 

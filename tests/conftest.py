@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from support import AppDatabase
 
-from usage_pipeline.app_db import create_schema
+from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.settings import Settings
 
 SettingsFactory = Callable[..., Settings]

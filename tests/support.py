@@ -16,12 +16,12 @@ import duckdb
 import psycopg2
 from psycopg2.extras import execute_values
 
-from usage_pipeline.app_db import connect
-from usage_pipeline.publishing import LEDGER, PublishReport
+from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.infra.postgres import connect
+from usage_pipeline.publishing.publisher import PublishReport
 from usage_pipeline.rollup import Rollup, blocking_failures
-from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 # Columns that say when the pipeline did something, not what the numbers are.
 BOOKKEEPING = {"created_at", "updated_at", "detected_at", "checked_at"}
@@ -80,7 +80,7 @@ def build(settings: Settings, *ranges: DayRange, allow_fewer_events: bool = True
     """Everything of a rollup up to the audit, by an operator who trusts the source."""
     rollup = Rollup(settings)
     rollup.allow_fewer_events = allow_fewer_events
-    rollup.land_snapshots()
+    rollup.land_accounts()
     rollup.land_events([each for r in ranges for each in r.days()])
     rollup.build_staging()
     rollup.build_days(ranges)

@@ -12,8 +12,9 @@ import typer
 import yaml
 
 from usage_pipeline.cli import app
-from usage_pipeline.meters import AGGREGATIONS, parse_meters
-from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.meters.file import parse_meters
+from usage_pipeline.meters.meter import AGGREGATIONS
+from usage_pipeline.serving.tables import SERVED_TABLES
 from usage_pipeline.settings import DBT_PROJECT_DIR, PROJECT_DIR, Settings
 
 README = (PROJECT_DIR / "README.md").read_text("utf-8")

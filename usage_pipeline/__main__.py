@@ -1,6 +1,6 @@
 """Entry point: a signal is handled from the first moment, before a second of imports."""
 
-from usage_pipeline import interrupts
+from usage_pipeline.infra import interrupts
 
 
 def main() -> None:

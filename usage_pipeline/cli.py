@@ -17,16 +17,26 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from usage_pipeline import app_db, diagnosis, erasure, exports, interrupts, landing
+from usage_pipeline.app_db.schema import count_users, create_schema, tables_with_rows
+from usage_pipeline.audit.freshness import published_tables
+from usage_pipeline.audit.places import Unlike
+from usage_pipeline.audit.reconciliation import Line
+from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.freshness import published_tables
-from usage_pipeline.meters import load_meters
-from usage_pipeline.permissions import UMASK
-from usage_pipeline.places import Unlike
-from usage_pipeline.reconciliation import Line
+from usage_pipeline.infra import interrupts
+from usage_pipeline.infra.databases import app_database_url, dagster_database_url
+from usage_pipeline.infra.permissions import UMASK
+from usage_pipeline.infra.postgres import connect, redact
+from usage_pipeline.landing.erasing import days_of_user
+from usage_pipeline.landing.landed_days import check_range
+from usage_pipeline.landing.repairs import refusal
+from usage_pipeline.meters.file import load_meters
+from usage_pipeline.operations import erasure
+from usage_pipeline.operations.doctor import examine
+from usage_pipeline.operations.status import monthly_totals, spelled, summary
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.serving import exports
 from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, begin_with, load_settings
-from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 app = typer.Typer(
     help="Usage events of a SaaS application, turned into numbers one can bill on.",
@@ -110,7 +120,7 @@ def app_db_init() -> None:
     Example: `usage-pipeline app-db init`
     """
     settings = _settings()
-    app_db.create_schema(app_db.app_database_url(settings))
+    create_schema(app_database_url(settings))
     out.print("The application's tables are there.")
 
 
@@ -134,7 +144,7 @@ def _load_sample(settings: Settings, events: int, days: int, users: int, seed: i
 
     with _progress("loading sample events", events) as (progress, task):
         report = load(
-            app_db.app_database_url(settings),
+            app_database_url(settings),
             events=events,
             days=days,
             users=users,
@@ -178,7 +188,7 @@ def rollup(
     if timings:
         _print_timings(steps.timings.seconds, seconds)
     if steps.refused:
-        raise landing.refusal(steps.refused)
+        raise refusal(steps.refused)
 
 
 def _print_timings(stages: dict[str, float], seconds: float) -> None:
@@ -195,7 +205,7 @@ def _days(settings: Settings, start: date | None, end: date | None) -> DayRange:
         start = last - timedelta(days=1)
     days = DayRange(start, last)
     try:
-        landing.check_range(settings, days)
+        check_range(settings, days)
     except UsagePipelineError as error:
         _print_error(error)
         raise typer.Exit(WRONG_USAGE) from None
@@ -223,9 +233,9 @@ def _rollup(
 
 def _require_databases(settings: Settings) -> None:
     """Before Dagster's and dbt's seconds of imports: an unreachable database fails at once."""
-    with app_db.connect(app_db.app_database_url(settings)):
+    with connect(app_database_url(settings)):
         pass
-    with app_db.connect(app_db.dagster_database_url(settings), "DAGSTER_PG_URL"):
+    with connect(dagster_database_url(settings), "DAGSTER_PG_URL"):
         pass
 
 
@@ -247,9 +257,9 @@ def _print_totals(settings: Settings, days: DayRange) -> None:
             justify="left" if heading in ("month", "metric") else "right",
             overflow="fold",
         )
-    rows = diagnosis.monthly_totals(settings, days.whole_months())
+    rows = monthly_totals(settings, days.whole_months())
     for month, metric, total, events, users in rows[-42:]:
-        quantity = "–" if total is None else diagnosis.spelled(total)
+        quantity = "–" if total is None else spelled(total)
         table.add_row(f"{month:%Y-%m}", metric, quantity, f"{events:,}", f"{users:,}")
     out.print(table)
     if len(rows) > 42:
@@ -273,11 +283,11 @@ def demo(
     Example: `usage-pipeline demo`
     """
     settings = _settings()
-    url = app_db.app_database_url(settings)
+    url = app_database_url(settings)
     if settings.app_database_url:
         _require_empty(url, yes)
-    app_db.create_schema(url)
-    if diagnosis.count_users(url):
+    create_schema(url)
+    if count_users(url):
         out.print("The source already holds data; rolling that up.")
     else:
         settings = begin_with(settings, settings.today() - timedelta(days=DEMO_DAYS))
@@ -299,7 +309,7 @@ def _require_empty(url: str, confirmed: bool) -> None:
             "Unset it for the embedded one, use `usage-pipeline rollup` for your own data, or "
             "confirm an empty test database with --yes",
         )
-    if tables := diagnosis.tables_with_rows(url):
+    if tables := tables_with_rows(url):
         raise UsagePipelineError(
             f"The database of USAGE_APP_DATABASE_URL is not empty: it has {', '.join(tables[:5])}",
             "Use `usage-pipeline rollup` for your own data, or give the demo an empty database",
@@ -457,7 +467,7 @@ def erase_user(
         erasure.check_known(settings, user, held)
         left = held if dry_run else erasure.erase(rollup, user)
     if dry_run:
-        days = ranges_of_days(landing.days_of_user(settings, user))
+        days = ranges_of_days(days_of_user(settings, user))
         _print_traces("Holds the id", held)
         out.print(f"Days to build again: {', '.join(map(str, days)) or 'none'}", soft_wrap=True)
         out.print("Nothing was changed.")
@@ -490,8 +500,8 @@ def status(
     Example: `usage-pipeline status`
     """
     settings = _settings()
-    summary = diagnosis.summary(settings)
-    for line in summary.lines:
+    overview = summary(settings)
+    for line in overview.lines:
         out.print(line, soft_wrap=True, highlight=False)
     if assets:
         from usage_pipeline.definitions import build_defs
@@ -514,7 +524,7 @@ def status(
             )
     if table.rows:
         out.print(table)
-    if not summary.healthy:
+    if not overview.healthy:
         raise typer.Exit(1)
 
 
@@ -526,7 +536,7 @@ def doctor() -> None:
     """
     settings = load_settings()
     failed = False
-    for finding in diagnosis.examine(settings):
+    for finding in examine(settings):
         failed = failed or not finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         out.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
@@ -548,14 +558,14 @@ def main() -> None:
     except Exception as error:
         if debug:
             # Written here, since the causes of a failure may quote a connection string.
-            sys.stderr.write(app_db.redact(traceback.format_exc()))
+            sys.stderr.write(redact(traceback.format_exc()))
         elif isinstance(error, UsagePipelineError):
             _print_error(error)
         else:
             first_line = (str(error).splitlines() or [""])[0]
             _print_error(
                 UsagePipelineError(
-                    app_db.redact(f"Unexpected {type(error).__name__}: {first_line}"),
+                    redact(f"Unexpected {type(error).__name__}: {first_line}"),
                     "Run the same again with --debug, and report what it shows",
                 )
             )

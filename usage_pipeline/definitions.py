@@ -8,9 +8,9 @@ from typing import Any
 
 import dagster as dg
 
+from usage_pipeline.infra.permissions import UMASK
 from usage_pipeline.orchestration import assets, checks, jobs, maintenance, schedules, sensors
 from usage_pipeline.orchestration.partitions import Partitions
-from usage_pipeline.permissions import UMASK
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings, load_settings
 

@@ -1,7 +1,7 @@
 """A rollup, step by step, without Dagster: land, build days, build months, audit, publish.
 
-The steps share the pending days (see `warehouse`): every build covers the days of the run and all
-days that an earlier run left unpublished, and only what was audited is published.
+The steps share the pending days (see `warehouse.pending`): every build covers the days of the
+run and all days that an earlier run left unpublished, and only what was audited is published.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
 
-from usage_pipeline import (
-    landing,
-    lost_events,
-    places,
-    published,
-    publishing,
-    reconciliation,
-    warehouse,
-)
+from usage_pipeline.audit import places, reconciliation
+from usage_pipeline.audit.places import Unlike
+from usage_pipeline.audit.reconciliation import Line
+from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import Manifest
-from usage_pipeline.places import Unlike
-from usage_pipeline.publishing import PublishReport
-from usage_pipeline.reconciliation import Line
+from usage_pipeline.landing import lost_events
+from usage_pipeline.landing.accounts import land_accounts
+from usage_pipeline.landing.calendar import land_calendar
+from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions
+from usage_pipeline.landing.repairs import days_to_repair, invalid_events_known
+from usage_pipeline.publishing.publisher import PublishReport, publish
+from usage_pipeline.publishing.snapshot import ensure_snapshot, is_published
+from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
-from usage_pipeline.transform import NodeResult, Transformer
-from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
+from usage_pipeline.warehouse import writer
+from usage_pipeline.warehouse.pending import PendingDays
+from usage_pipeline.warehouse.transform import NodeResult, Transformer
 
 # With two events a cell, more events than this in one dbt pass would spill under the memory limit.
 EVENTS_A_PASS = 10_000_000
@@ -61,7 +62,7 @@ class Rollup:
         self.transformer = Transformer(settings)
         self.timings = self.transformer.timings
         self.pending: PendingDays = self.transformer.pending(
-            lambda: landing.landed_manifests(settings),
+            lambda: landed_manifests(settings),
             lambda: lost_events.lost_days(settings),
         )
         self.allow_fewer_events = False
@@ -73,7 +74,7 @@ class Rollup:
         that a killed or failed run meant to extract, and those that an invalid event has left.
         Days that would lose events keep what they have, and are in `refused` then."""
         days = set(days)
-        repairs = landing.days_to_repair(self.settings, self.transformer.needs_event_data)
+        repairs = days_to_repair(self.settings, self.transformer.needs_event_data)
         self.settings.home.mkdir(parents=True, exist_ok=True)
         allowed = dict.fromkeys(days, ANY_NUMBER) if self.allow_fewer_events else {}
         landed = self._land(self.pending.add({*days, *repairs}), allowed)
@@ -92,7 +93,7 @@ class Rollup:
 
         replacing = self._replacing(ranges_of_days(wanted))
         with self.timings.stage("source"):
-            return landing.land_events(
+            return land_events(
                 self.settings, sorted(wanted), progress, replacing, may_lose=may_lose
             )
 
@@ -105,15 +106,15 @@ class Rollup:
         if not self.settings.warehouse_path.exists():
             return {}
         with self._writing("looking for moved events", "landing"):
-            known = landing.invalid_events_known(self.settings, days)
-        landed = landing.landed_manifests(self.settings)
+            known = invalid_events_known(self.settings, days)
+        landed = landed_manifests(self.settings)
         return {day: events for day, events in known.items() if day in landed and day not in days}
 
-    def land_snapshots(self) -> dict[str, int]:
+    def land_accounts(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
         with self.timings.stage("source"):
-            landing.land_calendar(self.settings)
-            return landing.land_snapshots(self.settings, self._replacing([]))
+            land_calendar(self.settings)
+            return land_accounts(self.settings, self._replacing([]))
 
     @contextmanager
     def _replacing(self, ranges: Sequence[DayRange]) -> Iterator[None]:
@@ -125,7 +126,7 @@ class Rollup:
     def build_staging(self) -> list[NodeResult]:
         """Create the staging views."""
         with self._writing("building staging", "models"):
-            publishing.ensure_snapshot(self.settings)
+            ensure_snapshot(self.settings)
             return self.transformer.run("tag:staging")
 
     def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
@@ -219,13 +220,13 @@ class Rollup:
 
     def _require_published(self) -> None:
         self._require_no_rollup()
-        if not publishing.is_published(self.settings):
+        if not is_published(self.settings):
             raise UsagePipelineError(
                 "Nothing is published", "Publish it with `usage-pipeline rollup`"
             )
 
     def _require_no_rollup(self) -> None:
-        holder = warehouse.holder(self.settings)
+        holder = writer.holder(self.settings)
         if holder:
             raise UsagePipelineError(
                 f"A run is writing: {holder}", "Reconcile again when it has ended"
@@ -254,7 +255,7 @@ class Rollup:
                 self._bring_up_to_date()
                 self._require_audit()
             ranges = self.pending.built()
-            report = publishing.publish(self.settings, ranges, run_id, self.transformer.version)
+            report = publish(self.settings, ranges, run_id, self.transformer.version)
             self.pending.remove(ranges)
             return report
 
@@ -294,7 +295,7 @@ class Rollup:
     def _audit(self) -> list[NodeResult]:
         self._audited_revision = None
         # First, since tests may fail for want of these days, and say less clearly why.
-        lost_events.require_kept(self.settings, landing.partitions(self.settings))
+        lost_events.require_kept(self.settings, partitions(self.settings))
         revision = self.pending.revision()
         worst: dict[str, NodeResult] = {}
         ranges = self.pending.built() or ranges_of_days([self._newest_day()])
@@ -309,7 +310,7 @@ class Rollup:
         return list(worst.values())
 
     def _newest_day(self) -> date:
-        landed = landing.landed_manifests(self.settings)
+        landed = landed_manifests(self.settings)
         days = landed.keys() - lost_events.lost_days(self.settings)
         if not days:
             raise UsagePipelineError(
@@ -342,7 +343,7 @@ class Rollup:
 
     def _passes(self, ranges: list[DayRange]) -> Iterator[DayRange]:
         """Ranges cut so that one dbt pass reads a bounded number of events."""
-        manifests = landing.landed_manifests(self.settings)
+        manifests = landed_manifests(self.settings)
         for days in ranges:
             start, events = days.start, 0
             for day in days.days():
@@ -359,7 +360,7 @@ class Rollup:
         with ExitStack() as lock:
             with self.timings.stage("waiting for other runs"):
                 lock.enter_context(
-                    warehouse.exclusive(
+                    writer.exclusive(
                         self.settings,
                         purpose,
                         lambda holder: self.progress(f"waiting for {holder}", 0, 1),

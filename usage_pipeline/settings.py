@@ -233,7 +233,7 @@ class Settings(BaseSettings):
 
     @property
     def published_path(self) -> Path:
-        """What is published, as the pipeline has it; see `published`."""
+        """What is published, as the pipeline has it; see `serving.published`."""
         return self.home / "published.duckdb"
 
     @property

@@ -23,11 +23,13 @@ import psycopg2
 from dbt.task.run import ModelRunner
 from support import roll_up
 
-from usage_pipeline import exports, landing
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.landing import extraction
+from usage_pipeline.serving import exports
 from usage_pipeline.settings import Settings
-from usage_pipeline.transform import Transformer
-from usage_pipeline.warehouse import DayRange, PendingDays
+from usage_pipeline.warehouse.pending import PendingDays
+from usage_pipeline.warehouse.transform import Transformer
 
 EXPLAINED = 3  # the exit code of a failure that was put into a sentence
 
@@ -152,7 +154,7 @@ KILLS: dict[str, Harm] = {
     "before the days are wanted": _before(PendingDays, "add"),
     "before the days are extracted": At(PendingDays, "add"),
     "while users are new and orgs are old": At(Path, "replace", _onto("*/users.parquet")),
-    "between the extraction of two days": At(landing, "_extract_day"),
+    "between the extraction of two days": At(extraction, "_extract_day"),
     "before a landed file is renamed": _before(Path, "replace", _onto(_PARTITION + "*.parquet")),
     "between a landed file and its manifest": At(Path, "replace", _onto(_PARTITION + "*.parquet")),
     "between two landed days": At(Path, "replace", _onto(_PARTITION + "manifest.json")),
@@ -180,7 +182,7 @@ KILLS: dict[str, Harm] = {
 }
 
 LOSSES: dict[str, Harm] = {
-    "the source restarts between two days": At(landing, "_extract_day", harm=_cut),
+    "the source restarts between two days": At(extraction, "_extract_day", harm=_cut),
     "Postgres restarts before it commits": _around_commit(_cut, before=True),
     "the disk is full for a landed day": _fill_up(2_000),
     "the disk is full for the warehouse": _fill_up(1_000_000),

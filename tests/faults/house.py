@@ -18,11 +18,11 @@ import psycopg2
 from faults.child import roll_up_and_export
 from support import AppDatabase, Row, assert_published_alike, days, numbers_only
 
-from usage_pipeline import warehouse
-from usage_pipeline.meters import EVENT_TYPES
-from usage_pipeline.publishing import LEDGER
+from usage_pipeline.days import DayRange
+from usage_pipeline.meters.meter import EVENT_TYPES
+from usage_pipeline.serving.tables import LEDGER
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import writer
 
 HISTORY = days("2024-03-29", "2024-04-02")  # what is published before anything happens
 MONTHS = (date(2024, 3, 1), date(2024, 4, 1))
@@ -133,7 +133,7 @@ class House:
 
     def assert_at_rest(self) -> None:
         """Nobody holds the lock or is connected; Postgres misses a killed client after a moment."""
-        assert warehouse.holder(self.settings) is None
+        assert writer.holder(self.settings) is None
         for _ in range(100):
             connected = self.database.query(
                 "select query from pg_stat_activity"

@@ -29,9 +29,9 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from support import AppDatabase, Row, assert_published_alike, roll_up
 
-from usage_pipeline.landing import landed_manifests
+from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.landing.landed_days import landed_manifests
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 FIRST = datetime(2024, 3, 29, tzinfo=UTC)  # with a change of clocks in Berlin, and of the month
 DAYS = 6

@@ -24,10 +24,11 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from support import AppDatabase, assert_published_alike, days, roll_up, snapshot_query
 
-from usage_pipeline.landing import changed_days, landed_manifests
+from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.repairs import changed_days
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 DAYS = days("2024-01-29", "2024-02-03")
 ORACLE = """

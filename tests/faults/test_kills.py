@@ -19,7 +19,7 @@ from faults.child import EXPLAINED, KILLS, LOSSES
 from faults.house import House, State
 from support import Row, day, days, numbers_only, postgres_tables, snapshot_tables
 
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.days import DayRange
 
 KILLED = days("2024-03-30", "2024-04-01")
 QUICK_POINTS = (

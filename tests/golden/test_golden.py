@@ -22,7 +22,7 @@ from support import (
     snapshot_tables,
 )
 
-from usage_pipeline.publishing import TableChange
+from usage_pipeline.publishing.changes import TableChange
 from usage_pipeline.settings import Settings
 
 HERE = Path(__file__).parent

@@ -12,11 +12,11 @@ import duckdb
 import pytest
 from support import AppDatabase, build, day, roll_up, snapshot_query
 
-from usage_pipeline import transform
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup, blocking_failures
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
-from usage_pipeline.transform import Transformer
+from usage_pipeline.warehouse import transform
+from usage_pipeline.warehouse.transform import Transformer
 
 SINGULAR = {path.stem for path in (DBT_PROJECT_DIR / "tests").glob("*.sql")}
 USER = str(UUID(int=7))

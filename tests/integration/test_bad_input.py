@@ -45,7 +45,7 @@ class CommandLine:
             **variables,
         }
         return subprocess.run(
-            [sys.executable, "-m", "usage_pipeline.cli", *arguments],
+            [sys.executable, "-m", "usage_pipeline", *arguments],
             env=environment,
             cwd=self.home.parent,
             capture_output=True,

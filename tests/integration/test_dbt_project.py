@@ -11,7 +11,7 @@ import duckdb
 import pytest
 import yaml
 
-from usage_pipeline.publishing import ensure_snapshot
+from usage_pipeline.publishing.snapshot import ensure_snapshot
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 
 Dbt = Callable[..., str]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import AppDatabase
 
-from usage_pipeline import diagnosis
+from usage_pipeline.operations.doctor import examine
 from usage_pipeline.settings import Settings
 
 README = Path(__file__).parents[2] / "README.md"
@@ -58,7 +58,7 @@ def settings(databases: tuple[AppDatabase, AppDatabase], make_settings: Any) -> 
 
 def failures(settings: Settings) -> dict[str, str]:
     """What `doctor` finds wrong."""
-    return {f.what: f"{f.detail}. {f.remedy}" for f in diagnosis.examine(settings) if not f.ok}
+    return {f.what: f"{f.detail}. {f.remedy}" for f in examine(settings) if not f.ok}
 
 
 def failures_while(

@@ -26,12 +26,15 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
-from usage_pipeline import erased_users, landing
 from usage_pipeline.cli import app
-from usage_pipeline.erasure import Trace, erase, find_traces
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.exports import export_month, export_user_events
+from usage_pipeline.landing import erased_users
+from usage_pipeline.landing.erasing import days_of_user, erase_user
+from usage_pipeline.landing.landed_days import data_files
+from usage_pipeline.landing.repairs import days_to_repair
+from usage_pipeline.operations.erasure import Trace, erase, find_traces
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.serving.exports import export_month, export_user_events
 from usage_pipeline.settings import Settings
 
 ADA = UUID("7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90")
@@ -316,13 +319,13 @@ def test_killed_on_the_way_an_erasure_is_published_by_a_rollup_and_completed_by_
     settings = erased.settings
     # Of all days but one, landing holds the only copy now.
     erased.source.execute("delete from usage_events where created_at < '2024-04-01Z'")
-    second = landing.data_files(settings.events_dir, RANGE.days()[1])[-1]
+    second = data_files(settings.events_dir, RANGE.days()[1])[-1]
     old = second.read_bytes()
     erased_users.add(settings, BOB)
     Rollup(settings).pending.landed([RANGE])
-    landing.erase_user(settings, BOB, landing.days_of_user(settings, BOB))
+    erase_user(settings, BOB, days_of_user(settings, BOB))
     second.write_bytes(old)
-    assert landing.days_to_repair(settings, needs_event_data=True) == []
+    assert days_to_repair(settings, needs_event_data=True) == []
 
     roll_up(settings, day("2024-04-01"))
     still = f"select distinct usage_date::text from usage_daily where user_id = '{BOB}'"

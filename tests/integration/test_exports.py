@@ -11,13 +11,13 @@ import duckdb
 import pytest
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.exports import (
+from usage_pipeline.publishing.snapshot import ensure_snapshot
+from usage_pipeline.serving.exports import (
     ExportReport,
     export_month,
     export_user_events,
     is_exported,
 )
-from usage_pipeline.publishing import ensure_snapshot
 from usage_pipeline.settings import Settings
 
 ADA = UUID("ada00000-0000-4000-8000-000000000000")
@@ -212,7 +212,7 @@ def test_one_user_by_hand_is_no_export_of_the_month(settings: Settings) -> None:
 def test_a_user_of_many_rows_gets_one_file(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usage_pipeline.exports._ROWS_PER_BATCH", 2048)
+    monkeypatch.setattr("usage_pipeline.serving.exports._ROWS_PER_BATCH", 2048)
     change_snapshot(
         settings,
         f"insert into usage_daily select '2025-04-03', '{ADA}', null, 'm' || range, 1, 1"

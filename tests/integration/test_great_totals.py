@@ -16,12 +16,12 @@ from support import (
     snapshot_query,
 )
 
-from usage_pipeline.meters import load_meters
-from usage_pipeline.reconciliation import reconcile
-from usage_pipeline.restatements import digest
+from usage_pipeline.audit.reconciliation import reconcile
+from usage_pipeline.infra.duckdb_files import open_duckdb
+from usage_pipeline.meters.file import load_meters
+from usage_pipeline.publishing.ledger import digest
 from usage_pipeline.rollup import Rollup, blocking_failures
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import connect
 
 NINES = Decimal("9" * 29)
 MINUS_NINES = Decimal("-" + "9" * 29)  # the operator would round to 28 digits
@@ -194,6 +194,6 @@ def test_a_restated_total_that_cannot_be_held_is_null_in_the_ledger(
     assert snapshot_query(
         settings, "select old_quantity, new_quantity, new_event_count from usage_restatements"
     ) == [(NINES, None, 2)]
-    with connect(settings, settings.snapshot_path, read_only=True) as db:
+    with open_duckdb(settings, settings.snapshot_path, read_only=True) as db:
         ((*_, change, events),) = digest(db, "usage_restatements", 1)
     assert (change, events) == (None, 1)

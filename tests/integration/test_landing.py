@@ -15,22 +15,17 @@ import duckdb
 import pytest
 from support import AppDatabase
 
-from usage_pipeline.app_db import connect
+from usage_pipeline.app_db.session import ids_are_unique
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import (
-    SNAPSHOTS,
-    _ids_are_unique,
-    changed_days,
-    days_of_user,
-    days_to_repair,
-    erase_user,
-    land_calendar,
-    land_events,
-    land_snapshots,
-    landed_manifests,
-)
+from usage_pipeline.infra.postgres import connect
+from usage_pipeline.landing.accounts import ACCOUNT_TABLES, land_accounts
+from usage_pipeline.landing.calendar import land_calendar
+from usage_pipeline.landing.erasing import days_of_user, erase_user
+from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.repairs import changed_days, days_to_repair
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
 
 DAY = date(2024, 3, 10)
 ADA = str(UUID(int=0xADA << 96))
@@ -168,8 +163,8 @@ def test_a_damaged_or_differently_cut_day_is_due_again(
 
 def test_snapshots_hold_no_e_mail_address(source: AppDatabase, make_settings: Any) -> None:
     settings = make_settings(USAGE_APP_DATABASE_URL=source.url)
-    assert land_snapshots(settings) == dict.fromkeys(SNAPSHOTS, 0) | {"users": 1}
-    for table in SNAPSHOTS:
+    assert land_accounts(settings) == dict.fromkeys(ACCOUNT_TABLES, 0) | {"users": 1}
+    for table in ACCOUNT_TABLES:
         path = settings.landing_dir / f"{table}.parquet"
         columns = [row[0] for row in duckdb.sql(f"describe from '{path}'").fetchall()]
         assert "email" not in columns
@@ -200,7 +195,7 @@ def test_a_role_with_select_only_is_enough(source: AppDatabase, make_settings: A
     url = source.url.replace("postgresql://postgres@", "postgresql://landing_reader@")
     settings = make_settings(USAGE_APP_DATABASE_URL=url)
     (manifest,) = land_events(settings, [DAY])
-    land_snapshots(settings)
+    land_accounts(settings)
     assert manifest.rows == 2  # UTC: events 1 and 3
 
 
@@ -313,7 +308,7 @@ def test_only_the_scan_of_one_table_vouches_for_unique_ids(
     query: str, unique: bool, source: AppDatabase
 ) -> None:
     with connect(source.url) as postgres:
-        assert _ids_are_unique(postgres, query) is unique
+        assert ids_are_unique(postgres, query) is unique
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -349,7 +344,7 @@ def test_unusable_instants_and_limits_of_accounts_are_landed_as_unknown(
         insert into plan_limits values ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5)
     """)
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    land_snapshots(settings)
+    land_accounts(settings)
     users, limits = (settings.landing_dir / f"{t}.parquet" for t in ("users", "plan_limits"))
     assert duckdb.sql(
         f"select created_at, deleted_at, created_date, deleted_date from '{users}'"

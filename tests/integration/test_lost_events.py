@@ -20,22 +20,16 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
-from usage_pipeline import diagnosis
 from usage_pipeline.cli import app
+from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import (
-    changed_days,
-    data_files,
-    days_to_repair,
-    land_events,
-    landed_manifests,
-    partition,
-    refused_days,
-)
-from usage_pipeline.lost_events import lost_days
+from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.landed_days import data_files, landed_manifests, partition
+from usage_pipeline.landing.lost_events import lost_days
+from usage_pipeline.landing.repairs import changed_days, days_to_repair, refused_days
+from usage_pipeline.operations.status import summary
 from usage_pipeline.orchestration.launch import dagster_instance
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, ranges_of_days
 
 ADA = str(UUID(int=0xADA << 96))
 OLD, OTHER = date(2024, 3, 10), date(2024, 3, 20)  # of one month, before any look-back window
@@ -148,7 +142,7 @@ def test_a_damaged_day_whose_source_is_gone_stays_published(place: Place) -> Non
     assert days_to_repair(place.settings, needs_event_data=True) == []  # not tried every night
     place.roll_up(OLD, OTHER, allow_fewer_events=False)  # nor does asking for the day lose it
     assert place.numbers() == before
-    said = diagnosis.summary(place.settings)
+    said = summary(place.settings)
     assert not said.healthy
     assert "2024-03-10 (has 5, source 0, files damaged)" in " ".join(said.lines)
 
@@ -159,7 +153,7 @@ def test_a_damaged_day_whose_source_is_gone_stays_published(place: Place) -> Non
         "select usage_date::varchar, old_quantity, new_quantity, cause from usage_restatements",
     ) == [("2024-03-10", Decimal("7.5"), Decimal(0), "correction")]
     assert lost_days(place.settings) == set() and refused_days(place.settings) == {}
-    assert "fewer events" not in " ".join(diagnosis.summary(place.settings).lines)
+    assert "fewer events" not in " ".join(summary(place.settings).lines)
 
 
 def test_a_damaged_day_is_published_still_when_the_warehouse_is_gone(place: Place) -> None:

@@ -23,13 +23,14 @@ from support import (
 
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.exports import export_user_events
-from usage_pipeline.landing import changed_days, check_range, days_to_repair, partition
-from usage_pipeline.maintenance import Removed, remove_landed_days, remove_old_files
+from usage_pipeline.landing.landed_days import check_range, partition
+from usage_pipeline.landing.repairs import changed_days, days_to_repair
+from usage_pipeline.operations.retention import Removed, remove_landed_days, remove_old_files
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
 from usage_pipeline.orchestration.maintenance import MAINTENANCE, forget_old_runs
 from usage_pipeline.orchestration.state import asset_states
+from usage_pipeline.serving.exports import export_user_events
 from usage_pipeline.settings import Settings, load_settings
 
 TWO_DAYS_AGO = time.time() - 2 * 86_400

@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from support import AppDatabase, day, roll_up, snapshot_query
 
-from usage_pipeline.meters import spelled_number
+from usage_pipeline.meters.event_data import spelled_number
 from usage_pipeline.settings import DBT_PROJECT_DIR
 
 MACROS: Any = (

@@ -13,15 +13,15 @@ import pytest
 from support import AppDatabase, assert_published_alike, roll_up
 from typer.testing import CliRunner
 
-from usage_pipeline import warehouse
 from usage_pipeline.app_db.sample import load_sample
+from usage_pipeline.audit.places import LINES_A_TABLE, PLACES, Unlike
 from usage_pipeline.cli import app
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.places import LINES_A_TABLE, PLACES, Unlike
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.serving.tables import SERVED_TABLES
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.warehouse import writer
 
 METERS = """
 meters:
@@ -282,7 +282,7 @@ def test_the_command_lists_repairs_and_compares_again(
     assert (repaired.exit_code, "Repaired 1 table(s)" in repaired.output) == (0, True)
     assert run(app, command).exit_code == 0
 
-    with warehouse.exclusive(world.settings, "building daily models"):
+    with writer.exclusive(world.settings, "building daily models"):
         during = run(app, command)
     assert during.exit_code == 1
     assert "building daily models" in str(during.exception)

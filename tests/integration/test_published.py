@@ -19,8 +19,12 @@ import duckdb
 import pytest
 from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
 
-from usage_pipeline import diagnosis, erasure, exports, permissions, published, warehouse
+from usage_pipeline.infra import permissions
+from usage_pipeline.infra.duckdb_files import compact
+from usage_pipeline.operations import erasure
+from usage_pipeline.operations.status import summary
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.serving import exports, published
 from usage_pipeline.settings import PROJECT_DIR, Settings
 
 ADA = UUID("7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90")
@@ -78,7 +82,7 @@ def test_a_reader_that_opens_the_snapshot_for_writing_blocks_nothing(settings: S
 
     with opened_for_writing(settings.snapshot_path):
         assert exports.export_month(settings, APRIL).users == 2
-        assert "Published: " in " ".join(diagnosis.summary(settings).lines)
+        assert "Published: " in " ".join(summary(settings).lines)
         lines = Rollup(settings).reconcile(day("2024-04-02"))
         assert [line.published_sum for line in lines] == [Decimal(4)]
         held = {trace.place: trace.rows for trace in erasure.find_traces(Rollup(settings), ADA)}
@@ -124,7 +128,7 @@ def test_a_file_with_readers_is_compacted(settings: Settings) -> None:
             assert reader.stdin and reader.stdout
             assert reader.stdout.readline() == b"open\n"
             inode = path.stat().st_ino
-            warehouse.compact(settings, path)
+            compact(settings, path)
             assert path.stat().st_ino != inode
             reader.communicate(b"\n")
 
@@ -165,7 +169,7 @@ def test_what_the_pipeline_writes_is_for_its_owner(settings: Settings) -> None:
     for path in settings.exports_dir.rglob("*.csv"):
         path.unlink()
     subprocess.run(
-        [sys.executable, "-m", "usage_pipeline.cli", "export", "--month", "2024-04"],
+        [sys.executable, "-m", "usage_pipeline", "export", "--month", "2024-04"],
         cwd=PROJECT_DIR,
         env={**os.environ, "USAGE_HOME": str(settings.home), "PYTHONPATH": str(PROJECT_DIR)},
         umask=0o022,

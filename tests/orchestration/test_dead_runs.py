@@ -11,9 +11,9 @@ import dagster as dg
 import pytest
 from dagster._time import get_current_datetime
 
+from usage_pipeline.infra.processes import process, this_process
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.launch import _PROCESS_TAG, _bury_dead_runs
-from usage_pipeline.warehouse import process, this_process
 
 STATUS = dg.DagsterRunStatus
 

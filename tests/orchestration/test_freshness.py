@@ -12,12 +12,12 @@ import pytest
 from support import roll_up, triggers
 from typer.testing import CliRunner
 
+from usage_pipeline.audit.freshness import freshness
 from usage_pipeline.cli import app
+from usage_pipeline.days import DayRange
 from usage_pipeline.definitions import build_defs
-from usage_pipeline.freshness import freshness
 from usage_pipeline.orchestration.checks import FRESH, FRESH_ASSET
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
 
 ZONE = "America/New_York"
 
@@ -82,7 +82,7 @@ def test_when_nights_stop_every_place_turns_red(
     assert "usage_daily" in red.output  # the published tables
 
     # Landing alone changes nothing for readers.
-    from usage_pipeline.landing import land_events
+    from usage_pipeline.landing.extraction import land_events
 
     missed = DayRange(ago(4), ago(0))
     land_events(stopped, missed.days())

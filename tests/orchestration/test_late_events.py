@@ -11,11 +11,11 @@ import dagster as dg
 import pytest
 from support import AppDatabase, triggers
 
-from usage_pipeline.landing import land_events
+from usage_pipeline.days import DayRange
+from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.partitions import days_of_run
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
 
 USER = str(uuid4())
 

@@ -13,7 +13,8 @@ import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 from support import day, days, triggers
 
-from usage_pipeline.landing import land_events
+from usage_pipeline.days import DayRange
+from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.orchestration.assets import USAGE_DAILY
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import (
@@ -24,7 +25,6 @@ from usage_pipeline.orchestration.partitions import (
     month_range_tags,
 )
 from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG
-from usage_pipeline.warehouse import DayRange
 
 
 @pytest.fixture

@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.meters import (
-    AGGREGATIONS,
-    EVENT_TYPES,
-    Meter,
-    dbt_vars,
-    event_data_reducer,
-    json_path,
-    load_meters,
-    meters_version,
-    parse_meters,
-)
+from usage_pipeline.meters.event_data import event_data_reducer, json_path
+from usage_pipeline.meters.file import load_meters, parse_meters
+from usage_pipeline.meters.meter import AGGREGATIONS, EVENT_TYPES, Meter
+from usage_pipeline.meters.version import dbt_vars, meters_version
 from usage_pipeline.settings import DBT_PROJECT_DIR
 
 

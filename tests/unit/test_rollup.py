@@ -6,7 +6,7 @@ import pytest
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup, _badness
-from usage_pipeline.transform import NodeResult
+from usage_pipeline.warehouse.transform import NodeResult
 
 
 def result(status: str, failures: int | None = None) -> NodeResult:

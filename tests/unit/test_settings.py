@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from usage_pipeline.app_db import redact
-from usage_pipeline.app_db.connection import where
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing import check_range
+from usage_pipeline.infra.postgres import redact, where
+from usage_pipeline.landing.landed_days import check_range
 from usage_pipeline.settings import Settings, load_settings
-from usage_pipeline.warehouse import DayRange
 
 SECRET = "hunter2"
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from usage_pipeline.timings import Timings
+from usage_pipeline.infra.timings import Timings
 
 
 @pytest.fixture

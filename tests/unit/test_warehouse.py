@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import days
 
-from usage_pipeline import warehouse
+from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra.processes import lives
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, PendingDays, merge_ranges, ranges_of_days
+from usage_pipeline.warehouse import writer
+from usage_pipeline.warehouse.pending import PendingDays
 
 MONDAY = days("2024-01-01", "2024-01-02")
 MIDWEEK = days("2024-01-03", "2024-01-05")
@@ -186,7 +188,7 @@ class TestPendingDays:
         self.published(settings)
         script = (
             "import sys; from datetime import date; from usage_pipeline.settings import Settings\n"
-            "from usage_pipeline.warehouse import PendingDays\n"
+            "from usage_pipeline.warehouse.pending import PendingDays\n"
             "settings = Settings(_env_file=None, USAGE_HOME=sys.argv[1])\n"
             "PendingDays(settings, '1', list).add({date(2024, 1, 3)})\n"
             "print('added', flush=True); sys.stdin.readline()\n"
@@ -227,9 +229,9 @@ class TestPendingDays:
 
 _HOLD_THEN_DIE = """
 import os, sys
-from usage_pipeline import warehouse
 from usage_pipeline.settings import Settings
-with warehouse.exclusive(Settings(_env_file=None, USAGE_HOME=sys.argv[1]), "testing"):
+from usage_pipeline.warehouse import writer
+with writer.exclusive(Settings(_env_file=None, USAGE_HOME=sys.argv[1]), "testing"):
     print("held", flush=True)
     sys.stdin.readline()
     os._exit(1)
@@ -241,42 +243,42 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_lock(
 ) -> None:
     settings = make_settings()
     holder = started(_HOLD_THEN_DIE, settings, says="held")
-    monkeypatch.setattr(warehouse, "LOCK_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "LOCK_TIMEOUT_SECONDS", 0.0)
     told: list[str] = []
     with (
         pytest.raises(UsagePipelineError, match=rf"held by process {holder.pid} \(testing\)"),
-        warehouse.exclusive(settings, "waiting", told.append),
+        writer.exclusive(settings, "waiting", told.append),
     ):
         pass
     assert told == [f"process {holder.pid} (testing) on {platform.node()}"]
     holder.communicate("\n")
-    with warehouse.exclusive(settings, "after the crash"):
+    with writer.exclusive(settings, "after the crash"):
         pass
 
 
 def test_another_host_that_may_be_at_work_is_not_taken_for_dead(make_settings: Any) -> None:
     settings = make_settings()
-    with warehouse.exclusive(settings, "first"):
+    with writer.exclusive(settings, "first"):
         pass
     lock = settings.home / "writer.lock"
     lock.write_text("process 1 (publishing) on elsewhere")
     with (
         pytest.raises(UsagePipelineError, match=r"process 1 \(publishing\) on elsewhere has not"),
-        warehouse.exclusive(settings, "second"),
+        writer.exclusive(settings, "second"),
     ):
         pass
     lock.write_text("")
-    with warehouse.exclusive(settings, "third"):
+    with writer.exclusive(settings, "third"):
         pass
     with pytest.raises(UsagePipelineError, match=r"Process 7 on elsewhere has not finished"):
-        warehouse.lives("elsewhere 7 1.5")
+        lives("elsewhere 7 1.5")
 
 
 def test_a_new_version_leaves_the_warehouse_to_the_writer_that_has_it(make_settings: Any) -> None:
     settings = make_settings()
     landed = MONDAY.days()
     old, new = (PendingDays(settings, version, lambda: landed) for version in ("old", "new"))
-    with warehouse.exclusive(settings, "building with the old version"):
+    with writer.exclusive(settings, "building with the old version"):
         old.begin([MONDAY])
         settings.warehouse_path.write_text("half built")
         new.add(set(MIDWEEK.days()))  # an extraction, for which nobody waits
@@ -284,7 +286,7 @@ def test_a_new_version_leaves_the_warehouse_to_the_writer_that_has_it(make_setti
         old.finish([MONDAY])
     assert new.built() == old.built() == []
     assert new.unbuilt() == [MONDAY]
-    with warehouse.exclusive(settings, "landing"):
+    with writer.exclusive(settings, "landing"):
         new.landed([MIDWEEK])
     assert not settings.warehouse_path.exists()
     assert new.unbuilt() == [MONDAY, MIDWEEK]

@@ -10,18 +10,18 @@ from typing import Any
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, dbt_assets
 
-from usage_pipeline import exports, landing
+from usage_pipeline.audit.freshness import DUE
+from usage_pipeline.days import DayRange, merge_ranges
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.freshness import DUE
+from usage_pipeline.landing.accounts import ACCOUNT_TABLES
 from usage_pipeline.orchestration.metadata import partition_metadata, sparkline, table_metadata
 from usage_pipeline.orchestration.partition_events import record_partitions
 from usage_pipeline.orchestration.partitions import Partitions, days_of, months_of
-from usage_pipeline.publishing import LEDGER
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.served_tables import SERVED_TABLES
+from usage_pipeline.serving import exports
+from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
 from usage_pipeline.settings import Settings
-from usage_pipeline.transform import NodeResult
-from usage_pipeline.warehouse import DayRange, merge_ranges
+from usage_pipeline.warehouse.transform import NodeResult
 
 OWNERS = ["team:data"]
 WAREHOUSE_POOL = "warehouse"
@@ -132,14 +132,14 @@ def _landing_assets(partitions: Partitions) -> list[dg.AssetsDefinition]:
                 owners=OWNERS,
                 kinds={"parquet"},
             )
-            for table in (*landing.SNAPSHOTS, "calendar")
+            for table in (*ACCOUNT_TABLES, "calendar")
         ],
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
     def snapshots(rollup: dg.ResourceParam[Rollup]) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
-            rows = rollup.land_snapshots()
-        for table in landing.SNAPSHOTS:
+            rows = rollup.land_accounts()
+        for table in ACCOUNT_TABLES:
             file = rollup.settings.landing_dir / f"{table}.parquet"
             yield dg.MaterializeResult(
                 asset_key=["landing", table],

@@ -8,8 +8,11 @@ from typing import Any
 
 import dagster as dg
 
-from usage_pipeline import diagnosis, landing
-from usage_pipeline.freshness import DUE, freshness
+from usage_pipeline.app_db.schema_drift import recent_changes
+from usage_pipeline.audit.freshness import DUE, freshness
+from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.repairs import refusal, refused_days
+from usage_pipeline.operations.status import unknown_event_types
 from usage_pipeline.orchestration.assets import (
     USAGE_DAILY,
     WAREHOUSE_POOL,
@@ -23,7 +26,6 @@ from usage_pipeline.rollup import (
     Rollup,
     blocking_failures,
 )
-from usage_pipeline.source_schema import recent_changes
 
 GATE = "blocking_tests_pass"
 GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
@@ -127,10 +129,10 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         ),
     )
     def no_events_lost(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        refused = landing.refused_days(rollup.settings)
+        refused = refused_days(rollup.settings)
         return dg.AssetCheckResult(
             passed=not refused,
-            description=str(landing.refusal(refused.values())) if refused else None,
+            description=str(refusal(refused.values())) if refused else None,
             metadata={
                 "days": {
                     str(day): f"has {m.rows:,} events, the source {m.refused_rows:,}"
@@ -148,7 +150,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         ),
     )
     def row_count_is_usual(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        manifests = landing.landed_manifests(rollup.settings)
+        manifests = landed_manifests(rollup.settings)
         newest = max(manifests, default=None)
         before = (
             [
@@ -193,7 +195,7 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         ),
     )
     def event_types_are_known(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        unknown = diagnosis.unknown_event_types(rollup.settings, DRIFT_SHOWN)
+        unknown = unknown_event_types(rollup.settings, DRIFT_SHOWN)
         return dg.AssetCheckResult(
             passed=not unknown,
             severity=dg.AssetCheckSeverity.WARN,

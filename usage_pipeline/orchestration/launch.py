@@ -14,14 +14,16 @@ import dagster as dg
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
-from usage_pipeline import interrupts
-from usage_pipeline.app_db import dagster_database_url, database_error
+from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra import interrupts
+from usage_pipeline.infra.databases import dagster_database_url
+from usage_pipeline.infra.postgres import database_error
+from usage_pipeline.infra.processes import lives, this_process
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
 from usage_pipeline.orchestration.sensors import CHAINED_TAG
 from usage_pipeline.settings import PROJECT_DIR, Settings
-from usage_pipeline.warehouse import DayRange, lives, this_process
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The daemon retries crashed runs, but a command's user sees the failure and decides.

@@ -14,7 +14,7 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-from usage_pipeline import maintenance
+from usage_pipeline.operations import retention
 from usage_pipeline.orchestration.assets import one_line_failures
 from usage_pipeline.rollup import Rollup
 
@@ -91,9 +91,9 @@ def clean_up(context: dg.OpExecutionContext, rollup: dg.ResourceParam[Rollup]) -
     settings = rollup.settings
     before = datetime.now(UTC) - timedelta(days=settings.run_retention_days)
     runs = forget_old_runs(context.instance, before)
-    files = maintenance.remove_old_files(settings, before)
+    files = retention.remove_old_files(settings, before)
     with one_line_failures():
-        days = maintenance.remove_landed_days(settings)
+        days = retention.remove_landed_days(settings)
     context.add_output_metadata(
         {
             "runs removed": runs.removed,

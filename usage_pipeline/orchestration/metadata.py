@@ -10,10 +10,12 @@ from typing import Any
 import dagster as dg
 import duckdb
 
-from usage_pipeline import published, warehouse
-from usage_pipeline.freshness import Freshness
+from usage_pipeline.audit.freshness import Freshness
+from usage_pipeline.days import DayRange
+from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.warehouse import DayRange
+from usage_pipeline.serving import published
+from usage_pipeline.warehouse import writer
 
 PREVIEW_ROWS = 5
 _BARS = "▁▂▃▄▅▆▇█"
@@ -103,8 +105,8 @@ def partition_metadata(
 def _reading(rollup: Rollup) -> Iterator[duckdb.DuckDBPyConnection]:
     settings = rollup.settings
     with (
-        warehouse.exclusive(settings, "reading previews"),
-        warehouse.connect(settings, settings.warehouse_path, read_only=True) as db,
+        writer.exclusive(settings, "reading previews"),
+        open_duckdb(settings, settings.warehouse_path, read_only=True) as db,
     ):
         published.attach(settings, db)
         yield db

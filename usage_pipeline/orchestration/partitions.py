@@ -6,8 +6,8 @@ from datetime import date, timedelta
 
 import dagster as dg
 
+from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, next_month
 
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import dagster as dg
 
-from usage_pipeline import landing
+from usage_pipeline.days import DayRange
+from usage_pipeline.landing.landed_days import landed_manifests
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.maintenance import MAINTENANCE
 from usage_pipeline.orchestration.partitions import Partitions, day_range_tags
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange
 
 
 def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.ScheduleDefinition]:
@@ -34,7 +34,7 @@ def build_schedules(settings: Settings, partitions: Partitions) -> list[dg.Sched
         day = ticked.date() - timedelta(days=1)
         if day < settings.start_date:
             return dg.SkipReason(f"{day} is before USAGE_START_DATE {settings.start_date}")
-        earlier = [landed for landed in landing.landed_manifests(settings) if landed < day]
+        earlier = [landed for landed in landed_manifests(settings) if landed < day]
         # One range up to the newest landed day: with a gap further back, a backfill was meant.
         missed = (day - max(earlier)).days - 1 if earlier else 0
         first = day - timedelta(days=min(missed, settings.lookback_days))

@@ -9,9 +9,10 @@ import dagster as dg
 import requests
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from usage_pipeline import exports, landing
-from usage_pipeline.app_db import redact
-from usage_pipeline.freshness import freshness
+from usage_pipeline.audit.freshness import freshness
+from usage_pipeline.days import DayRange, next_month, ranges_of_days
+from usage_pipeline.infra.postgres import redact
+from usage_pipeline.landing.repairs import changed_days
 from usage_pipeline.orchestration.assets import USAGE_DAILY, one_line_failures
 from usage_pipeline.orchestration.checks import FRESH, FRESH_ASSET
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
@@ -21,8 +22,8 @@ from usage_pipeline.orchestration.partitions import (
     days_of_run,
     month_range_tags,
 )
+from usage_pipeline.serving import exports
 from usage_pipeline.settings import Settings
-from usage_pipeline.warehouse import DayRange, next_month, ranges_of_days
 
 CHAINED_TAG = "usage/chained"  # "no" on runs of the command line, which chains the jobs itself
 DAYS_END_TAG = "usage/days_end"
@@ -146,7 +147,7 @@ def build_sensors(
             max(today - timedelta(days=settings.lookback_days), settings.start_date), today
         )
         with one_line_failures():
-            changed = landing.changed_days(settings, window) if window.start < window.end else {}
+            changed = changed_days(settings, window) if window.start < window.end else {}
         taken = _runs_that_live(context.instance, {key for _, key in requested.values()})
         waiting = {
             day: request

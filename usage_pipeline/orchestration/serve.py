@@ -25,8 +25,13 @@ from pathlib import Path
 import psutil
 import yaml
 
-from usage_pipeline import app_db
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra.databases import (
+    app_database_url,
+    dagster_database_url,
+    keep_embedded,
+    leave_embedded_and_exit,
+)
 from usage_pipeline.orchestration.launch import prepare_dagster_home
 from usage_pipeline.settings import Settings, load_settings
 
@@ -59,8 +64,8 @@ def serve(
         stack.enter_context(_alone(settings, port))
         listener = stack.enter_context(_listen(port))
         prepare_dagster_home(settings)
-        app_db.dagster_database_url(settings)
-        app_db.app_database_url(settings)
+        dagster_database_url(settings)
+        app_database_url(settings)
         # Not below USAGE_HOME, whose path may be too long for a Unix socket.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-")))
         code, workspace = folder / "code", folder / "workspace.yaml"
@@ -75,7 +80,7 @@ def serve(
         parts[0].start()
         answered = False
         while not stopped.wait(_LOOK_SECONDS):
-            if app_db.keep_embedded(settings):
+            if keep_embedded(settings):
                 say("The embedded Postgres had ended and was started again.")
             for part in parts:
                 if how := part.ended():
@@ -236,7 +241,7 @@ def _end_with_the_supervisor() -> None:
             with suppress(psutil.NoSuchProcess):
                 end(run)
         _, runs = psutil.wait_procs(runs, timeout=STOP_SECONDS)
-    app_db.leave_embedded_and_exit(load_settings().home, 128 + signal.SIGTERM)
+    leave_embedded_and_exit(load_settings().home, 128 + signal.SIGTERM)
 
 
 def _dagster(module: str, *arguments: str) -> None:

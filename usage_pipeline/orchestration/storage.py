@@ -14,7 +14,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
 
-from usage_pipeline.app_db import dagster_database_url
+from usage_pipeline.infra.databases import dagster_database_url
 from usage_pipeline.settings import load_settings
 
 # A range of days is a single run; with one statement per asset and day its bookkeeping would take

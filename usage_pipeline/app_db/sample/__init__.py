@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline.app_db.connection import connect
 from usage_pipeline.app_db.sample.accounts import account_tables, invent_orgs, invent_users
 from usage_pipeline.app_db.sample.columns import SECOND, Columns, copy_columns
 from usage_pipeline.app_db.sample.events import (
@@ -25,6 +24,7 @@ from usage_pipeline.app_db.sample.events import (
     mean_use,
 )
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra.postgres import connect
 
 __all__ = ["SampleReport", "load_sample"]
 

@@ -1,0 +1,1 @@
+"""What knows no usage event: files, databases, processes, permissions, signals, timings."""

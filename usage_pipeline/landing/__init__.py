@@ -1,0 +1,1 @@
+"""What was extracted from the source, as Parquet."""

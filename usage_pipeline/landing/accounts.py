@@ -1,0 +1,67 @@
+"""Users, organisations, members, subscriptions and limits, landed whole, all from one state."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import pyarrow.parquet
+
+from usage_pipeline.app_db.fingerprints import FITS
+from usage_pipeline.app_db.session import open_source, scan, source_query
+from usage_pipeline.infra.disk import scratch
+from usage_pipeline.infra.duckdb_files import write_parquet
+from usage_pipeline.landing.erased_users import leave_out_erased
+from usage_pipeline.landing.extraction import NOBODY_ELSE
+from usage_pipeline.landing.landed_days import in_use
+from usage_pipeline.settings import Settings
+
+ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
+
+
+def land_accounts(
+    settings: Settings, replacing: AbstractContextManager[None] = NOBODY_ELSE
+) -> dict[str, int]:
+    """Replace the snapshots of the other source tables, all from one state.
+
+    Args:
+        replacing: entered around the renames, when the source is closed already.
+
+    Returns:
+        Rows by table.
+    """
+    rows = {}
+    with in_use(settings), scratch(settings) as work:
+        with open_source(settings, ACCOUNT_TABLES) as source:
+            for table in ACCOUNT_TABLES:
+                columns = source.columns[table]
+                ids = [c for c in columns if c == "id" or c[-3:] == "_id"]
+                texts = [f"cast({c} as varchar) as {c}" for c in ids]
+                dates = [
+                    f"cast(timezone('{settings.timezone}', {c}) as date) as {c[:-3]}_date"
+                    for c in columns
+                    if c.endswith("_at")
+                ]
+                remote = ", ".join(_usable(column) for column in columns)
+                others = [c for c in columns if c not in ids]
+                query = f"select {remote} from ({source_query(table)}) as source"
+                select = f"select {', '.join([*texts, *others, *dates])} from {scan(query)}"
+                path = work / f"{table}.parquet"
+                write_parquet(source.db, f"({select})", path)
+                leave_out_erased(settings, table, path)
+                rows[table] = pyarrow.parquet.read_metadata(path).num_rows
+        with replacing:
+            for table in ACCOUNT_TABLES:
+                name = f"{table}.parquet"
+                (work / name).replace(settings.landing_dir / name)
+    return rows
+
+
+def _usable(column: str) -> str:
+    """A column of an account, judged in Postgres: what no table can hold is landed as null, an
+    instant as unknown and a limit as none."""
+    if column == "limit_quantity":
+        fits = FITS.replace("quantity", column)
+        return f"(case when {fits} then {column} end)::numeric(38,9) as {column}"
+    if column.endswith("_at"):
+        return f"case when isfinite({column}) then {column} end as {column}"
+    return column

@@ -1,0 +1,213 @@
+"""Days of usage events, from the source into landing.
+
+Nothing here judges a business rule: a quantity that cannot be a DECIMAL(38,9) is carried along as
+text, and dbt says why it is invalid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import MappingProxyType
+
+import duckdb
+
+from usage_pipeline.app_db.fingerprints import EXACT, FINGERPRINT, FITS, fingerprint
+from usage_pipeline.app_db.session import Source, open_source, scan, source_query
+from usage_pipeline.infra.disk import scratch
+from usage_pipeline.infra.duckdb_files import quoted, write_parquet
+from usage_pipeline.landing import lost_events
+from usage_pipeline.landing.erased_users import leave_out_erased
+from usage_pipeline.landing.landed_days import (
+    MANIFEST,
+    PARTS,
+    Manifest,
+    in_use,
+    manifest_of,
+    partition,
+    sizes,
+)
+from usage_pipeline.landing.repairs import at_stake, refuse, require_events_to_recut
+from usage_pipeline.settings import Settings
+
+NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
+# Total, so that a day is landed alike each time: rows that tie in all of it are the same event.
+_NEWEST_FIRST = (
+    "id, created_at desc, quantity desc nulls last, user_id, org_id, event_type::text, "
+    'event_data::text collate "C"'
+)
+
+
+def land_events(
+    settings: Settings,
+    days: Iterable[date],
+    progress: Callable[[Manifest], None] = lambda manifest: None,
+    replacing: AbstractContextManager[None] = NOBODY_ELSE,
+    may_lose: Mapping[date, float] = MappingProxyType({}),
+) -> list[Manifest]:
+    """Extract whole days of `usage_events`, then replace their partitions.
+
+    A partition is replaced by renaming finished files over it. A day that another process landed
+    meanwhile, from a newer snapshot of the source, stays as it is. So does a day that would lose
+    events; its manifest says so then.
+
+    Args:
+        days: local days; a day without events becomes an empty partition.
+        progress: called with the manifest of each extracted day.
+        replacing: entered around the renames, when the source is closed already.
+        may_lose: how many events days may lose, because an operator said so or because they are
+            known to have moved; of other days `lost_events` decides.
+
+    Returns:
+        The manifests that stand for these days now.
+
+    Raises:
+        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says, or lacks
+            events of days that have to be cut anew for another time zone.
+    """
+    before = {day: manifest_of(settings, day) for day in days}
+    with in_use(settings), scratch(settings) as work:
+        landed = extract_events(settings, before, work, progress)
+        with replacing:
+            recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
+            if not may_lose:
+                require_events_to_recut(settings, recut, landed)
+            published = lost_events.published_days(settings)
+            for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
+                other = manifest_of(settings, day)
+                if other and other != before[day] and other.extracted_at > mine.extracted_at:
+                    landed[at] = other
+                    continue
+                extracted, target = partition(work, day), partition(settings.events_dir, day)
+                target.mkdir(parents=True, exist_ok=True)
+                known = at_stake(settings, day, other, published)
+                if (
+                    known
+                    and day not in recut
+                    and known.rows - mine.rows > may_lose.get(day, 0)
+                    and not lost_events.is_correction(settings, day, known.rows, mine.rows)
+                ):
+                    landed[at] = replace(known, refused=mine.fingerprint)
+                    refuse(settings, day, landed[at], extracted / MANIFEST)
+                    continue
+                for name in (*PARTS, MANIFEST):
+                    (extracted / name).replace(target / name)
+                lost_events.found_again(settings, day)
+    return landed
+
+
+def extract_events(
+    settings: Settings,
+    days: Iterable[date],
+    folder: Path,
+    progress: Callable[[Manifest], None] = lambda manifest: None,
+) -> list[Manifest]:
+    """Write partitions of `usage_events`, each read once, all from one snapshot of the source.
+
+    Args:
+        days: local days.
+        folder: where the partitions go.
+        progress: called with the manifest of each day, while the source is open.
+
+    Raises:
+        UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
+    """
+    manifests = []
+    with open_source(settings, ("usage_events",), len(PARTS)) as source:
+        for day in days:
+            manifests.append(_extract_day(settings, source, day, folder))
+            progress(manifests[-1])
+    return manifests
+
+
+def _extract_day(settings: Settings, source: Source, day: date, folder: Path) -> Manifest:
+    start, end = settings.day_bounds(day)
+    raw = None
+    if not source.unique_ids:
+        figures = scan(
+            f"select n, total::text as total, last from (select {FINGERPRINT} from "
+            f"({source_query('usage_events')}) as events where {_between(start, end)}) "
+            "as figures (n, total, last)"
+        )
+        raw = source.db.execute(f"select n, total, last from {figures}").fetchall()[0]
+    noon = start + (end - start) / 2
+    halves = (_between(start, noon), _between(noon, end))
+    target = partition(folder, day)
+    target.mkdir(parents=True)
+    data = [target / name for name in PARTS]
+
+    def extract(db: duckdb.DuckDBPyConnection, window: str, path: Path) -> None:
+        write_parquet(db, f"({_landed_events(settings, source, window)})", path)
+        leave_out_erased(settings, "usage_events", path)
+
+    with ThreadPoolExecutor(len(data)) as threads:
+        try:
+            list(threads.map(extract, source.transactions, halves, data))
+        except BaseException:
+            for db in source.transactions:  # so that nobody waits for the other half
+                db.interrupt()
+            raise
+    # Over all event types the sum may leave DECIMAL(38,9); so quantities that are great, which
+    # are few, are added up as whole parts and fractions.
+    great = "case when abs(quantity) >= 1000000000000000000 then quantity end"
+    rows, invalid, small, whole, fraction, last = source.db.execute(
+        "select count(*), count(*) - count(quantity), "
+        "coalesce(sum(quantity) filter (where abs(quantity) < 1000000000000000000), 0), "
+        f"coalesce(sum(cast(trunc({great}) as decimal(38, 0))), 0), "
+        f"coalesce(sum(cast({great} - trunc({great}) as decimal(18, 9))), 0), max(created_at) "
+        f"from read_parquet('{quoted(target)}/*.parquet')"
+    ).fetchall()[0]
+    total = EXACT.add(small, EXACT.add(whole, fraction))
+    manifest = Manifest(
+        usage_date=day.isoformat(),
+        timezone=settings.timezone,
+        event_data=settings.land_event_data,
+        rows=rows,
+        invalid_rows=invalid,
+        duplicate_rows=raw[0] - rows if raw else 0,
+        sum_quantity=format(total, "f"),
+        max_created_at=last.astimezone(UTC).isoformat() if last else None,
+        fingerprint=(
+            fingerprint(raw[0], Decimal(raw[1]), raw[2]) if raw else fingerprint(rows, total, last)
+        ),
+        extracted_at=source.opened_at.isoformat(),
+        files=sizes(data),
+    )
+    (target / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _between(start: datetime, end: datetime) -> str:
+    return f"created_at >= '{start.isoformat()}' and created_at < '{end.isoformat()}'"
+
+
+def _landed_events(settings: Settings, source: Source, window: str) -> str:
+    """The events of a window that count, in the columns of landing, judged and cast in Postgres."""
+    events = f"({source_query('usage_events')}) as events"
+    winners = f"select * from {events} where {window}"
+    if not source.unique_ids:
+        # The same id may stand elsewhere too; the newest row wins wherever it stands.
+        winners = (
+            f"select * from (select distinct on (id) * from {events} where id in "
+            f"(select id from {events} where {window}) "
+            f"order by {_NEWEST_FIRST}) as newest where {window} "
+            f"union all select * from {events} where {window} and id is null"
+        )
+    event_data = "event_data::text" if settings.land_event_data else "null::text"
+    query = (
+        f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
+        f"(case when {FITS} then quantity end)::numeric(38,9) as quantity, "
+        f"case when not ({FITS}) then quantity::text end as quantity_raw, "
+        f"created_at from ({winners}) as winners"
+    )
+    return (
+        "select cast(id as varchar) as id, cast(user_id::uuid as varchar) as user_id, "
+        "cast(org_id::uuid as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
+        f"created_at from {scan(query)}"
+    )

@@ -1,0 +1,92 @@
+"""What `status` and the summaries say: reads every layer, changes none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+from usage_pipeline.audit.freshness import freshness, last_publish
+from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.repairs import days_to_repair, refusal
+from usage_pipeline.rollup import Rollup
+from usage_pipeline.serving import published
+from usage_pipeline.settings import Settings
+
+MonthTotal = tuple[date, str, Decimal | None, int, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of `status`; healthy when nothing is missing, damaged or waiting."""
+
+    lines: list[str]
+    healthy: bool
+
+
+def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
+    """Published totals by month and metric."""
+    with published.connect(settings) as db:
+        return db.execute(
+            "select month, metric_type, total_quantity, event_count, active_users "
+            "from platform_usage_monthly where month >= ? and month < ? "
+            "order by month, metric_type",
+            [days.start, days.end],
+        ).fetchall()
+
+
+def unknown_event_types(settings: Settings, age: timedelta) -> list[tuple[str, int, date, date]]:
+    """Published events set aside for their type and first seen no longer ago than this: type,
+    events, first and last day; most events first."""
+    if not published.exists(settings):
+        return []
+    with published.connect(settings) as db:
+        return db.execute(
+            "select event_type, count(*), min(usage_date), max(usage_date) "
+            "from invalid_usage_events where reason = 'event_type is not known' "
+            "and detected_at >= ? group by event_type order by 2 desc, 1",
+            [datetime.now(UTC) - age],
+        ).fetchall()
+
+
+def spelled(quantity: Decimal) -> str:
+    """A quantity for people: `4,439` and `0.5`, exact, without zeros that say nothing."""
+    return f"{quantity:,.9f}".rstrip("0").rstrip(".")
+
+
+def summary(settings: Settings) -> Summary:
+    """What is landed, missing, damaged, pending and published."""
+    rollup = Rollup(settings)
+    landed = landed_manifests(settings)
+    lines, healthy = [], True
+    if not landed:
+        return Summary(["Nothing is landed yet; start with `usage-pipeline rollup`."], False)
+    lines.append(f"Landed: {len(landed):,} days, {min(landed)} to {max(landed)}.")
+    damaged = days_to_repair(settings, rollup.transformer.needs_event_data)
+    seen = freshness(settings)
+    due = DayRange(settings.start_date, max(settings.start_date, seen.missing.end, *landed))
+    for what, days in (
+        ("Missing", ranges_of_days(set(due.days()) - landed.keys())),
+        ("Damaged or outdated", ranges_of_days(damaged)),
+        ("Failed or running, not published", rollup.pending.ranges()),
+    ):
+        if days:
+            healthy = False
+            count = sum(len(r.days()) for r in days)
+            lines.append(f"{what}: {count:,} {'day' if count == 1 else 'days'}. Roll up:")
+            lines += [f"  usage-pipeline rollup --start {r.start} --end {r.end}" for r in days[:5]]
+            if days[5:]:
+                lines.append(f"  and {len(days[5:]):,} more ranges, to {days[-1].end}")
+    refused = [manifest for manifest in landed.values() if manifest.refused]
+    if refused:
+        healthy = False
+        lines.append(str(refusal(refused)))
+    last = last_publish(settings)
+    if last is None:
+        lines.append("Nothing is published yet.")
+    else:
+        at, run_id = last
+        lines.append(f"Published: {at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, run {run_id[:8]}.")
+    lines.append(str(seen))
+    return Summary(lines, healthy and seen.fresh and last is not None)

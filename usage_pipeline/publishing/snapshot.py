@@ -1,0 +1,156 @@
+"""The file that holds what is published: made, migrated, and built anew from its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import duckdb
+
+from usage_pipeline.days import DayRange
+from usage_pipeline.infra.disk import scratch
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
+from usage_pipeline.publishing.changes import Delta, columns_of
+from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
+from usage_pipeline.serving import published
+from usage_pipeline.settings import Settings
+
+STATE = "published.duckdb"  # the next state, in the publish's scratch directory
+# Tables that have to be there before anything is published: what the models read back, the ledger,
+# and what the ledger needs to know of the days published so far. `alter` migrates older files.
+_BOOKKEEPING = """
+    create table if not exists usage_aggregations (
+        id uuid, user_id uuid, org_id uuid, period_type varchar, period_start timestamptz,
+        metric_type varchar, period_end timestamptz, total_quantity decimal(38, 9),
+        metadata json, created_at timestamptz, updated_at timestamptz
+    );
+    create table if not exists invalid_usage_events (
+        event_id varchar, metric_type varchar, reason varchar, user_id varchar, org_id varchar,
+        event_type varchar, quantity varchar, event_data varchar, created_at varchar,
+        usage_date date, detected_at timestamptz
+    );
+    create table if not exists usage_restatements (
+        usage_date date, user_id uuid, org_id uuid, metric_type varchar, restated_at timestamptz,
+        old_quantity decimal(38, 9), new_quantity decimal(38, 9),
+        old_event_count bigint, new_event_count bigint, cause varchar, run_id varchar
+    );
+    create table if not exists usage_reconciliation (
+        usage_date date, metric_type varchar,
+        source_events bigint, landed_events bigint, published_events bigint,
+        source_sum decimal(38, 9), landed_sum decimal(38, 9), published_sum decimal(38, 9),
+        matches boolean, checked_at timestamptz
+    );
+    create table if not exists published_days (
+        usage_date date, landed_events bigint, sum_quantity decimal(38, 9),
+        last_event_at timestamptz, extracted_at timestamptz, built_with varchar
+    );
+    create table if not exists snapshot (
+        snapshot_id varchar, published_at timestamptz, run_id varchar
+    );
+    alter table snapshot add column if not exists timezone varchar;
+    alter table snapshot add column if not exists schema_version integer;
+"""
+
+
+def ensure_snapshot(settings: Settings) -> None:
+    """Create the published file when it is absent, migrate it when an older release wrote it.
+
+    The warehouse's views of published rows read it, so it must exist before the first publish.
+
+    Raises:
+        UsagePipelineError: a newer release wrote it.
+    """
+    path = published.own_path(settings)
+    version = _schema_version(settings) if path.exists() else None
+    if version is not None and version > SCHEMA_VERSION:
+        raise written_by_newer(f"The snapshot {path}", version)
+    if version == SCHEMA_VERSION:
+        return
+    with scratch(settings) as work:
+        if path.exists():
+            published.clone(path, work / "migrated.duckdb")
+        with open_duckdb(settings, work / "migrated.duckdb") as db:
+            db.execute(_BOOKKEEPING)
+            db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
+            if columns_of(db, "migrated", "usage_daily"):
+                # Published before the ledger was kept: what changes from now on is a restatement.
+                db.execute(
+                    "insert into published_days by name select distinct usage_date from usage_daily"
+                    " where usage_date not in (select usage_date from published_days)"
+                )
+        (work / "migrated.duckdb").replace(path)
+
+
+def is_published(settings: Settings) -> bool:
+    """Whether readers find anything in the snapshot."""
+    if not published.exists(settings):
+        return False
+    with open_duckdb(settings, ":memory:") as db:
+        published.attach(settings, db)
+        return bool(columns_of(db, "published", "usage_daily"))
+
+
+def _schema_version(settings: Settings) -> int:
+    """The version that the snapshot file carries; 0 before versions were written."""
+    with open_duckdb(settings, ":memory:") as db:
+        published.attach(settings, db)
+        if "schema_version" not in columns_of(db, "published", "snapshot"):
+            return 0
+        row = db.execute("select schema_version from published.main.snapshot").fetchone()
+    return int(row[0] or 0) if row else SCHEMA_VERSION
+
+
+def days_published(ranges: Sequence[DayRange]) -> str:
+    """The landed days of the ranges as a query: empty days are published as well."""
+    within = " or ".join(f"usage_date >= '{r.start}' and usage_date < '{r.end}'" for r in ranges)
+    return f"select * from warehouse.main.stg_landed_days where {within or 'false'}"
+
+
+def note_days(db: duckdb.DuckDBPyConnection, ranges: Sequence[DayRange], built_with: str) -> None:
+    """Remember what the published days were made of, for the causes of later restatements."""
+    days = days_published(ranges)
+    db.execute(
+        "delete from serving.main.published_days where usage_date in"
+        f" (select usage_date from ({days}))"
+    )
+    db.execute(
+        "insert into serving.main.published_days by name"
+        " select usage_date, landed_events, sum_quantity, last_event_at, extracted_at,"
+        f" ? as built_with from ({days})",
+        [built_with],
+    )
+
+
+def build_snapshot(
+    db: duckdb.DuckDBPyConnection,
+    previous: Path,
+    target: Path,
+    deltas: Sequence[Delta],
+    snapshot: Snapshot,
+) -> None:
+    """The previous snapshot plus the deltas, as `target`, attached as `serving`."""
+    published.clone(previous, target)
+    db.execute(f"attach '{quoted(target)}' as serving")
+    for delta in deltas:
+        name, names = delta.table.name, ", ".join(delta.columns)
+        if delta.whole:
+            db.execute(
+                f"create or replace table serving.main.{name} as"
+                f" select {names} from warehouse.main.{name}"
+            )
+        elif not delta.empty:
+            same = " and ".join(f"old.{c} is not distinct from gone.{c}" for c in delta.table.key)
+            db.execute(
+                f"delete from serving.main.{name} as old"
+                f" using (from {delta.changes} where side < 0) as gone where {same}"
+            )
+            db.execute(
+                f"insert into serving.main.{name}"
+                f" select {names} from {delta.changes} where side > 0"
+            )
+    db.execute("delete from serving.main.snapshot")
+    db.execute(
+        "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
+        {"snapshot": asdict(snapshot)},
+    )

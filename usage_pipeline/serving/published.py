@@ -1,0 +1,119 @@
+"""What is published, and the only code that opens it.
+
+The pipeline builds on a file of its own, `published.duckdb`; `serving/usage.duckdb` is a copy of
+it for readers. DuckDB's lock is on the file, under whatever name: whoever opens the copy for
+writing, or changes it, can refuse the pipeline nothing and takes no part in the next publish.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import duckdb
+
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra import permissions
+from usage_pipeline.infra.disk import scratch
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
+from usage_pipeline.settings import Settings
+
+
+def exists(settings: Settings) -> bool:
+    """Whether there is a published file; before the first publish it holds bookkeeping only."""
+    return own_path(settings).exists()
+
+
+def own_path(settings: Settings) -> Path:
+    """The pipeline's file; made from the readers' copy when only that was restored or kept."""
+    path = settings.published_path
+    if not path.exists() and settings.snapshot_path.exists():
+        with scratch(settings) as work:
+            clone(settings.snapshot_path, work / path.name)
+            (work / path.name).chmod(0o600)
+            with suppress(FileExistsError):  # published meanwhile, and newer
+                os.link(work / path.name, path)
+    return path
+
+
+@contextmanager
+def connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Read what is published.
+
+    Raises:
+        UsagePipelineError: nothing is.
+    """
+    if not exists(settings):
+        raise UsagePipelineError("Nothing is published", "Publish it with `usage-pipeline rollup`")
+    with open_duckdb(settings, own_path(settings), read_only=True) as db:
+        yield db
+
+
+def attach(settings: Settings, db: duckdb.DuckDBPyConnection, name: str = "published") -> None:
+    """Attach what is published, read-only."""
+    db.execute(f"attach '{quoted(own_path(settings))}' as {name} (read_only)")
+
+
+@contextmanager
+def as_served(settings: Settings) -> Iterator[Path]:
+    """A private copy of the very file that readers have, for proofs of what it holds.
+
+    Raises:
+        UsagePipelineError: it is lost.
+    """
+    if not settings.snapshot_path.exists():
+        raise UsagePipelineError(
+            f"{settings.snapshot_path} is lost", "Make it again with `usage-pipeline rollup`"
+        )
+    with scratch(settings) as work:
+        copy = work / settings.snapshot_path.name
+        clone(settings.snapshot_path, copy)
+        yield copy
+
+
+def stage(settings: Settings, state: Path, copy: Path) -> None:
+    """Prepare the readers' copy of a state that is about to be published."""
+    clone(state, copy)
+    permissions.share(settings, copy)
+
+
+def serve(settings: Settings, copy: Path) -> None:
+    """Give readers what is published, when they have anything else or lost it.
+
+    Args:
+        settings: where the files are.
+        copy: as staged; made here when absent.
+    """
+    served, own = settings.snapshot_path, own_path(settings)
+    if not copy.exists():
+        if _is_copy(served, own):
+            return
+        stage(settings, own, copy)
+    times = own.stat()
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+    permissions.make_shared_folder(settings, served.parent)
+    # A log that a writing reader left would be replayed into the new file, or forbid opening it.
+    served.with_name(f"{served.name}.wal").unlink(missing_ok=True)
+    copy.replace(served)
+
+
+def _is_copy(served: Path, own: Path) -> bool:
+    """Whether nobody touched the readers' copy: size and time of change tell, as for rsync."""
+    try:
+        left, right = served.stat(), own.stat()
+    except FileNotFoundError:
+        return False
+    return (left.st_size, left.st_mtime_ns) == (right.st_size, right.st_mtime_ns)
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copy a file inside the kernel; file systems that can share the blocks."""
+    with source.open("rb") as read, target.open("wb") as write:
+        if not hasattr(os, "copy_file_range"):  # macOS
+            shutil.copyfileobj(read, write)
+            return
+        while os.copy_file_range(read.fileno(), write.fileno(), 1 << 30):
+            pass

@@ -1,0 +1,1 @@
+"""Where dbt builds: the single writer, the pending days, the transformer."""

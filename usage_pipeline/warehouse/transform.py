@@ -1,0 +1,340 @@
+"""Transforming: dbt, run inside this process. What is built is said in the dbt project.
+
+dbt's parse is done once per change of the project or the meters and kept under USAGE_HOME/dbt;
+running in-process with that manifest saves the seconds a dbt command needs to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+from usage_pipeline.days import DayRange
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra import interrupts
+from usage_pipeline.infra.disk import replace_text, scratch
+from usage_pipeline.infra.timings import Timings
+from usage_pipeline.meters.file import load_meters
+from usage_pipeline.meters.version import dbt_vars, meters_version
+from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
+from usage_pipeline.warehouse.pending import PendingDays
+
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
+
+
+DBT = "dbt's start and end"  # the stage around its models and tests
+
+# Stands in the SQL of `usage_daily_models` for the list of landed files.
+LANDED_FILES = "'landed files'"
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What dbt says of one model or test.
+
+    Attributes:
+        unique_id: dbt's id, such as `model.usage_pipeline.usage_daily`.
+        status: `success`, `pass`, `warn`, `fail` or `error`.
+        seconds: its run time.
+        failures: rows a test found, None for models.
+        message: dbt's own words.
+    """
+
+    unique_id: str
+    status: str
+    seconds: float
+    failures: int | None
+    message: str
+
+    @property
+    def name(self) -> str:
+        return self.unique_id.split(".")[2]
+
+
+class Transformer:
+    """The dbt project bound to one warehouse.
+
+    Args:
+        settings: paths, time zone and meters file.
+
+    Attributes:
+        timings: of dbt; its own start counts apart from the nodes that it runs.
+
+    Raises:
+        UsagePipelineError: the meters file is not valid.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.timings = Timings()
+        self.meters = load_meters(settings)
+        self._manifest: Manifest | None = None
+
+    @property
+    def needs_event_data(self) -> bool:
+        return any(meter.reads_event_data for meter in self.meters)
+
+    @cached_property
+    def version(self) -> str:
+        """Identifies what warehouse rows are built with; another version means: rebuild."""
+        parts = [
+            _models_hash(),
+            meters_version(self.meters),
+            self.settings.timezone,
+            self.settings.start_date.isoformat(),
+        ]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+    def pending(
+        self, landed: Callable[[], Iterable[date]], lost: Callable[[], Iterable[date]]
+    ) -> PendingDays:
+        return PendingDays(self.settings, self.version, landed, lost)
+
+    def manifest_path(self) -> Path:
+        """dbt's manifest.json, made by a parse when absent or older than project and meters."""
+        path = self.settings.dbt_target_dir / "manifest.json"
+        stamp = self.settings.dbt_target_dir / "parsed_version"
+        current = self._stamp
+        if not path.exists() or not stamp.exists() or stamp.read_text() != current:
+            # By rename: a kill must not leave half a manifest, nor another process read it.
+            with scratch(self.settings) as work:
+                self._loaded_manifest().write(str(work / path.name))
+                (work / stamp.name).write_text(current)
+                (work / path.name).replace(path)
+                (work / stamp.name).replace(stamp)
+        return path
+
+    def run(self, selection: str, days: DayRange | None = None) -> list[NodeResult]:
+        """Build the models of a selection, for a window of days where one is given.
+
+        Raises:
+            UsagePipelineError: a model failed; names it and what the engine said.
+        """
+        window = (
+            ["--event-time-start", str(days.start), "--event-time-end", str(days.end)]
+            if days
+            else []
+        )
+        results = self._invoke("run", "--select", selection, *window)
+        failed = [result for result in results if result.status == "error"]
+        if failed:
+            raise UsagePipelineError(
+                f"The model {failed[0].name} failed: {_first_line(failed[0].message)}",
+                _remedy(failed[0].message),
+            )
+        return results
+
+    def test(self, days: DayRange) -> list[NodeResult]:
+        """Run the data tests over a window; failures are results, not exceptions."""
+        # Not `dbt build`, which makes tests wait for each other and skips some when others fail.
+        # `dbt test` knows no event times, so the window comes as a variable.
+        window = {"window_start": days.start.isoformat(), "window_end": days.end.isoformat()}
+        results = self._invoke("test", "--resource-type", "test", variables=window)
+        found = {r.unique_id for r in results if r.status != "skipped"}
+        silent = self.data_tests() - found
+        return [
+            *(result for result in results if result.unique_id in found),
+            *(
+                NodeResult(unique_id, "error", 0.0, None, "dbt gave no result of this test")
+                for unique_id in sorted(silent)
+            ),
+        ]
+
+    def data_tests(self) -> set[str]:
+        """The ids of all data tests of the project."""
+        nodes = self._loaded_manifest().nodes.values()
+        return {node.unique_id for node in nodes if node.resource_type == "test"}
+
+    def usage_daily_models(self) -> dict[str, str]:
+        """`usage_daily` and the models it is made of as SQL, in the order in which they build.
+
+        For all of time, with `LANDED_FILES` where the landed files go. Kept beside the manifest:
+        compiling takes a second.
+        """
+        path = self.settings.dbt_target_dir / "usage_daily_models.json"
+        current = self._stamp
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            kept = json.loads(path.read_text())
+            if kept["version"] == current:
+                return cast("dict[str, str]", kept["models"])
+        # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
+        selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
+        arguments = ["compile", "--select", *selected, "--no-populate-cache"]
+        with self.timings.stage(DBT):
+            results = self._dbt(arguments).results
+        nodes = {result.node.unique_id: result.node for result in results}
+        wanted = ["model.usage_pipeline.usage_daily"]
+        for unique_id in wanted:  # grows while its parents are found
+            parents = nodes[unique_id].depends_on.nodes
+            wanted += [parent for parent in parents if parent in nodes and parent not in wanted]
+        files = f"'{self.settings.events_dir}/*/part-*.parquet'"
+        models = {
+            node.name: node.compiled_code.replace(files, LANDED_FILES)
+            for unique_id, node in nodes.items()
+            if unique_id in wanted
+        }
+        replace_text(self.settings, path, json.dumps({"version": current, "models": models}))
+        return models
+
+    @cached_property
+    def _stamp(self) -> str:
+        """Identifies what dbt parses and renders: its SQL holds the directory that it reads."""
+        return f"{self.version} {_project_hash()} {self.settings.landing_dir}"
+
+    def _parse(self) -> None:
+        with self.timings.stage(DBT):
+            self._dbt(["parse"])
+
+    def _invoke(
+        self, *arguments: str, variables: Mapping[str, str] | None = None
+    ) -> list[NodeResult]:
+        with self.timings.stage(DBT):
+            results = self._dbt(list(arguments), variables).results
+            marks = [mark for result in results for mark in result.timing]
+            if marks:  # from the first node's start to the last one's end
+                nodes = max(m.completed_at for m in marks) - min(m.started_at for m in marks)
+                self.timings.hand_up(nodes.total_seconds())
+        return [
+            NodeResult(
+                unique_id=result.node.unique_id,
+                status=str(result.status),
+                seconds=result.execution_time,
+                failures=result.failures,
+                message=result.message or "",
+            )
+            for result in results
+        ]
+
+    def _dbt(self, arguments: list[str], variables: Mapping[str, str] | None = None) -> Any:
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+        from dbt.cli.main import dbtRunner
+
+        self._set_environment()
+        interrupts.quiet_tracker()
+        parsing = arguments == ["parse"]
+        runner = dbtRunner(manifest=None if parsing else self._loaded_manifest())
+        outcome = runner.invoke(
+            [
+                "--quiet",
+                "--no-use-colors",
+                "--log-level-file",
+                "none",
+                "--no-version-check",
+                "--no-write-json",
+                *arguments,
+                "--project-dir",
+                str(DBT_PROJECT_DIR),
+                "--profiles-dir",
+                str(DBT_PROJECT_DIR),
+                "--target-path",
+                str(self.settings.dbt_target_dir),
+                "--log-path",  # nothing is logged there, but dbt makes the directory
+                str(self.settings.dbt_target_dir),
+                "--vars",
+                json.dumps({**self.dbt_vars(), **(variables or {})}),
+            ]
+        )
+        # Open from the first to the last node, not once for each; closed, because only one process
+        # can have it open.
+        DuckDBConnectionManager.close_all_connections()
+        if outcome.exception:
+            raise UsagePipelineError(
+                f"dbt {arguments[0]} failed: {_first_line(str(outcome.exception))}",
+                _remedy(str(outcome.exception)),
+            ) from outcome.exception
+        if parsing:
+            self._manifest = cast("Manifest", outcome.result)
+        return outcome.result
+
+    def dbt_vars(self) -> dict[str, Any]:
+        return {
+            **dbt_vars(self.meters),
+            "start_date": self.settings.start_date.isoformat(),
+        }
+
+    def _loaded_manifest(self) -> Manifest:
+        if self._manifest is None:
+            self._parse()  # quick: dbt reuses its partial parse when nothing changed
+        assert self._manifest is not None
+        return self._manifest
+
+    def _set_environment(self) -> None:
+        """profiles.yml and sources.yml take their paths from the environment."""
+        settings = self.settings
+        settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
+        os.environ.update(
+            USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
+            USAGE_DBT_LANDING=str(settings.landing_dir),
+            USAGE_DBT_SNAPSHOT=str(settings.published_path),
+        )
+
+
+def _project_files(*folders: str) -> list[Path]:
+    """Files of the dbt project that dbt reads, in an order that does not depend on the disk."""
+    found = [path for folder in folders for path in (DBT_PROJECT_DIR / folder).rglob("*.*")]
+    return [*sorted(found), DBT_PROJECT_DIR / "dbt_project.yml"]
+
+
+def _project_hash() -> str:
+    """Changes with anything in the project, tests and descriptions included."""
+    digest = hashlib.sha256()
+    for path in _project_files("models", "macros", "tests"):
+        digest.update(str(path.relative_to(DBT_PROJECT_DIR)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# Text in quotes first, so that what looks like a comment in it is none.
+_SQL_PIECES = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/|\{#.*?#\}|\s+", re.DOTALL)
+_PROSE = ("description", "data_tests", "unit_tests")
+
+
+def _models_hash() -> str:
+    """Changes when a number could: with the code of models and macros and what configures them,
+    not with comments, layout, descriptions and tests."""
+    digest = hashlib.sha256()
+    for path in _project_files("models", "macros"):
+        text = path.read_text("utf-8")
+        if path.suffix == ".sql":
+            meaning = _SQL_PIECES.sub(lambda piece: piece.group(1) or " ", text)
+            meaning = " ".join(meaning.split())
+        else:
+            meaning = json.dumps(_without_prose(yaml.load(text, _YAML)), default=str)
+        digest.update(f"{path.relative_to(DBT_PROJECT_DIR)}\n{meaning}\n".encode())
+    return digest.hexdigest()
+
+
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
+
+
+def _without_prose(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_prose(value[key]) for key in value if key not in _PROSE}
+    return [_without_prose(item) for item in value] if isinstance(value, list) else value
+
+
+def _first_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # dbt puts the kind of error first and the engine's words second.
+    return " ".join(lines[:2]) if lines else "no message"
+
+
+def _remedy(message: str) -> str:
+    if ".parquet" in message:
+        return "Delete the named landing file; the next run extracts that day again"
+    if "No space left" in message or "out of disk" in message.lower():
+        return "Free disk space and run again; what is published stays as it was"
+    if "Could not set lock" in message or "Conflicting lock" in message:
+        return "Close whatever has warehouse.duckdb open; read serving/usage.duckdb instead"
+    return "Correct the cause and run again; what is published stays as it was"
