@@ -26,8 +26,8 @@ from websockets.typing import Origin, Subprotocol
 
 USES_POSTGRES = """
 import sys; from pathlib import Path
-from usage_pipeline import interrupts; interrupts.install()
-from usage_pipeline.app_db import app_database_url
+from usage_pipeline.infra import interrupts; interrupts.install()
+from usage_pipeline.infra.databases import app_database_url
 from usage_pipeline.settings import Settings
 print(app_database_url(Settings(_env_file=None, USAGE_HOME=Path(sys.argv[1]))), flush=True)
 sys.stdin.read()

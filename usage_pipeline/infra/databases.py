@@ -110,8 +110,8 @@ def leave_embedded(home: Path) -> None:
 def leave_embedded_and_exit(home: Path, code: int) -> None:
     """Become a process that leaves, and ends. The threads of this one may be inside DuckDB's
     Postgres extension, which aborts the process when it loses its connection."""
-    words = "import sys; from pathlib import Path; from usage_pipeline.app_db import server; "
-    words += "server.leave_embedded(Path(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+    words = f"import sys; from pathlib import Path; from {__name__} import leave_embedded; "
+    words += "leave_embedded(Path(sys.argv[1])); sys.exit(int(sys.argv[2]))"
     os.execv(sys.executable, [sys.executable, "-c", words, str(home), str(code)])
 
 
