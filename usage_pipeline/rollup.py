@@ -7,7 +7,7 @@ run and all days that an earlier run left unpublished, and only what was audited
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
@@ -22,7 +22,7 @@ from usage_pipeline.landing.accounts import land_accounts
 from usage_pipeline.landing.calendar import land_calendar
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions
-from usage_pipeline.landing.repairs import days_to_repair, invalid_events_known
+from usage_pipeline.landing.repairs import days_to_repair
 from usage_pipeline.publishing.publisher import PublishReport, publish
 from usage_pipeline.publishing.snapshot import ensure_snapshot, is_published
 from usage_pipeline.serving import published
@@ -71,19 +71,12 @@ class Rollup:
 
     def land_events(self, days: Iterable[date]) -> list[Manifest]:
         """Extract days, and again every landed day that is damaged or was cut differently, those
-        that a killed or failed run meant to extract, and those that an invalid event has left.
+        that a killed or failed run meant to extract, and those that an event has left.
         Days that would lose events keep what they have, and are in `refused` then."""
-        days = set(days)
         repairs = days_to_repair(self.settings, self.transformer.needs_event_data)
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        allowed = dict.fromkeys(days, ANY_NUMBER) if self.allow_fewer_events else {}
-        landed = self._land(self.pending.add({*days, *repairs}), allowed)
-        if moved := self._moved_from({date.fromisoformat(m.usage_date) for m in landed}):
-            landed += self._land(self.pending.add(set(moved)), moved)
-        self.refused = [manifest for manifest in landed if manifest.refused]
-        return landed
-
-    def _land(self, wanted: set[date], may_lose: Mapping[date, float]) -> list[Manifest]:
+        allowed = dict.fromkeys(days := set(days), ANY_NUMBER) if self.allow_fewer_events else {}
+        wanted = self.pending.add({*days, *repairs})
         landed = 0
 
         def progress(manifest: Manifest) -> None:
@@ -91,37 +84,35 @@ class Rollup:
             landed += 1
             self.progress(f"landing {manifest.usage_date}", landed, len(wanted))
 
-        replacing = self._replacing(ranges_of_days(wanted))
+        def claim(also: set[date]) -> set[date]:
+            more = self.pending.add(also) - wanted
+            wanted.update(more)
+            return more
+
         with self.timings.stage("source"):
-            return land_events(
-                self.settings, sorted(wanted), progress, replacing, may_lose=may_lose
+            manifests = land_events(
+                self.settings,
+                sorted(wanted),
+                progress=progress,
+                replacing=self._replacing(wanted),
+                may_lose=allowed,
+                claim=claim,
             )
-
-    def _moved_from(self, days: set[date]) -> dict[date, float]:
-        """Landed days in which invalid events are known that stand in one of `days` now, and how
-        many.
-
-        Invalid events only: they are few and their key has no date, so that both rows would meet.
-        """
-        if not self.settings.warehouse_path.exists():
-            return {}
-        with self._writing("looking for moved events", "landing"):
-            known = invalid_events_known(self.settings, days)
-        landed = landed_manifests(self.settings)
-        return {day: events for day, events in known.items() if day in landed and day not in days}
+        self.refused = [manifest for manifest in manifests if manifest.refused]
+        return manifests
 
     def land_accounts(self) -> dict[str, int]:
         """Replace the snapshots of the other tables and the calendar; gives rows by table."""
         with self.timings.stage("source"):
             land_calendar(self.settings)
-            return land_accounts(self.settings, self._replacing([]))
+            return land_accounts(self.settings, self._replacing(()))
 
     @contextmanager
-    def _replacing(self, ranges: Sequence[DayRange]) -> Iterator[None]:
+    def _replacing(self, days: Collection[date]) -> Iterator[None]:
         """Landing changes under the writer's lock, so that no build sees it change."""
         with self._writing("replacing what is landed", "landing"):
             yield
-            self.pending.landed(ranges)
+            self.pending.landed(ranges_of_days(days))
 
     def build_staging(self) -> list[NodeResult]:
         """Create the staging views."""

@@ -2,8 +2,9 @@
 
 Events are inserted, corrected, moved, deleted, in days that are rolled up or not, and days are
 rolled up in any order and any number of times. Whatever the history: what is published is what
-SQL finds for these days, each publish is explained by the ledger, the sensor's query and
-`reconcile` find what else has changed, and the tables then equal SQL over the source.
+SQL finds for these days, no event is landed twice, each publish is explained by the ledger, the
+sensor's query and `reconcile` find what else has changed, and the tables then equal SQL over the
+source.
 
 `make test` tries a few histories; `make faults` tries many.
 """
@@ -18,6 +19,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import settings as profile
@@ -153,6 +155,10 @@ class World:
         )
         assert {row[:4]: row[4:] for row in ledger} == expected
         assert len(ledger) == len(expected)
+        files = f"read_parquet('{self.settings.events_dir}/*/part-*.parquet')"
+        assert (
+            duckdb.sql(f"select id from {files} group by id having count(*) > 1").fetchall() == []
+        )
 
     def published(self) -> Cells:
         rows = snapshot_query(self.settings, f"select usage_date, {CELL} from usage_daily")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,12 +35,14 @@ class Source:
     Attributes:
         transactions: connections to the DuckDB, each of them in a transaction of its own with a
             connection of its own to the source; for one half of a day each.
+        rows_changed: see `count_changes`, just before the source was first looked at.
     """
 
     transactions: list[duckdb.DuckDBPyConnection]
     columns: dict[str, list[str]]
     unique_ids: bool
     opened_at: datetime
+    rows_changed: str
 
     @property
     def db(self) -> duckdb.DuckDBPyConnection:
@@ -93,6 +95,7 @@ def open_source(
         oids = {column.table_oid for table in tables for column in described[table]}
         record_shape(settings, read_shape(postgres, oids - {None}))
         unique = "usage_events" in tables and ids_are_unique(postgres, source_query("usage_events"))
+        changed = _count_changes(postgres, oids - {None})
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
     opened_at = datetime.now(UTC)  # before the snapshot is taken, which the first query does
     with open_duckdb(settings, ":memory:") as db:
@@ -103,7 +106,7 @@ def open_source(
             transactions = [db, *(db.cursor() for _ in range(1, connections))]
             try:
                 _begin(transactions)
-                yield Source(transactions, columns, unique, opened_at)
+                yield Source(transactions, columns, unique, opened_at, changed)
             finally:
                 # Not left to closing, which ends the process when the connection is lost.
                 for transaction in transactions:
@@ -114,6 +117,43 @@ def open_source(
             if disk_is_full(error):
                 raise
             raise database_error(error, url, "USAGE_APP_DATABASE_URL") from error
+
+
+def count_changes(settings: Settings) -> str:
+    """How many rows of the events were updated or deleted so far, as Postgres counts them.
+
+    Texts that are equal mean that none were in between. Empty when nobody counts: on a standby,
+    and for a view or a foreign table. Postgres counts with a delay of seconds.
+
+    Raises:
+        UsagePipelineError: the source cannot be read.
+    """
+    with connect(app_database_url(settings)) as postgres:
+        described = _describe(postgres, source_query("usage_events"))
+        return _count_changes(postgres, {column.table_oid for column in described} - {None})
+
+
+def _count_changes(postgres: PostgresConnection, table_oids: Iterable[int]) -> str:
+    with postgres.cursor() as cursor:
+        cursor.execute(
+            """
+            with recursive tables as (
+                select unnest(%s::oid[]) as oid
+                union
+                select inhrelid from pg_inherits inner join tables on inhparent = tables.oid
+            )
+            select sum(n_tup_upd + n_tup_del)
+                || ' since ' || coalesce(max(stats_reset), pg_postmaster_start_time())
+            from tables
+            left join pg_class as class using (oid)
+            left join pg_stat_all_tables as counted on tables.oid = counted.relid
+            left join pg_stat_database as database on database.datname = current_database()
+            having not pg_is_in_recovery() and bool_and(class.relkind in ('r', 'p'))
+            """,
+            (sorted(table_oids),),
+        )
+        (counted,) = cursor.fetchone() or (None,)
+    return counted or ""
 
 
 def _describe(postgres: PostgresConnection, query: str) -> tuple[Any, ...]:

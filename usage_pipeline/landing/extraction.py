@@ -33,7 +33,14 @@ from usage_pipeline.landing.landed_days import (
     partition,
     sizes,
 )
-from usage_pipeline.landing.repairs import at_stake, refuse, require_events_to_recut
+from usage_pipeline.landing.repairs import (
+    NOT_MOVED,
+    Moved,
+    at_stake,
+    moved_from,
+    refuse,
+    require_events_to_recut,
+)
 from usage_pipeline.settings import Settings
 
 NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
@@ -47,11 +54,16 @@ _NEWEST_FIRST = (
 def land_events(
     settings: Settings,
     days: Iterable[date],
+    *,
     progress: Callable[[Manifest], None] = lambda manifest: None,
     replacing: AbstractContextManager[None] = NOBODY_ELSE,
     may_lose: Mapping[date, float] = MappingProxyType({}),
+    claim: Callable[[set[date]], set[date]] = lambda days: days,
 ) -> list[Manifest]:
     """Extract whole days of `usage_events`, then replace their partitions.
+
+    Days that hold an event which stands in one of these days now are extracted as well, from the
+    same state of the source, so that an event that moved is one row in landing.
 
     A partition is replaced by renaming finished files over it. A day that another process landed
     meanwhile, from a newer snapshot of the source, stays as it is. So does a day that would lose
@@ -61,20 +73,32 @@ def land_events(
         days: local days; a day without events becomes an empty partition.
         progress: called with the manifest of each extracted day.
         replacing: entered around the renames, when the source is closed already.
-        may_lose: how many events days may lose, because an operator said so or because they are
-            known to have moved; of other days `lost_events` decides.
+        may_lose: how many events days may lose, because an operator said so; of other days
+            `lost_events` decides.
+        claim: called with days to extract as well, before anything is replaced; gives these and
+            others that have to be.
 
     Returns:
-        The manifests that stand for these days now.
+        The manifests that stand for these days now, and for those extracted as well.
 
     Raises:
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says, or lacks
             events of days that have to be cut anew for another time zone.
     """
     before = {day: manifest_of(settings, day) for day in days}
+    moved: dict[date, Moved] = {}
     with in_use(settings), scratch(settings) as work:
-        landed = extract_events(settings, before, work, progress)
+        with open_source(settings, ("usage_events",), len(PARTS)) as source:
+            landed = _extract(settings, source, before, work, progress)
+            newest = landed
+            while found := moved_from(settings, newest, work, apart_from=before):
+                also = sorted(claim(set(found)))
+                moved |= found
+                before |= {day: manifest_of(settings, day) for day in also}
+                newest = _extract(settings, source, also, work, progress)
+                landed += newest
         with replacing:
+            kept: set[date] = set()
             recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
             if not may_lose:
                 require_events_to_recut(settings, recut, landed)
@@ -87,12 +111,18 @@ def land_events(
                 extracted, target = partition(work, day), partition(settings.events_dir, day)
                 target.mkdir(parents=True, exist_ok=True)
                 known = at_stake(settings, day, other, published)
+                left = moved.get(day, NOT_MOVED)
+                if known and left.to & kept:  # where the event went, it was not taken over
+                    landed[at] = known
+                    kept.add(day)
+                    continue
                 if (
                     known
                     and day not in recut
-                    and known.rows - mine.rows > may_lose.get(day, 0)
+                    and known.rows - mine.rows > may_lose.get(day, left.events)
                     and not lost_events.is_correction(settings, day, known.rows, mine.rows)
                 ):
+                    kept.add(day)
                     landed[at] = replace(known, refused=mine.fingerprint)
                     refuse(settings, day, landed[at], extracted / MANIFEST)
                     continue
@@ -118,11 +148,21 @@ def extract_events(
     Raises:
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
     """
-    manifests = []
     with open_source(settings, ("usage_events",), len(PARTS)) as source:
-        for day in days:
-            manifests.append(_extract_day(settings, source, day, folder))
-            progress(manifests[-1])
+        return _extract(settings, source, days, folder, progress)
+
+
+def _extract(
+    settings: Settings,
+    source: Source,
+    days: Iterable[date],
+    folder: Path,
+    progress: Callable[[Manifest], None],
+) -> list[Manifest]:
+    manifests = []
+    for day in days:
+        manifests.append(_extract_day(settings, source, day, folder))
+        progress(manifests[-1])
     return manifests
 
 
@@ -177,6 +217,7 @@ def _extract_day(settings: Settings, source: Source, day: date, folder: Path) ->
             fingerprint(raw[0], Decimal(raw[1]), raw[2]) if raw else fingerprint(rows, total, last)
         ),
         extracted_at=source.opened_at.isoformat(),
+        rows_changed=source.rows_changed,
         files=sizes(data),
     )
     (target / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))

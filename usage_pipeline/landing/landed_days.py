@@ -53,6 +53,7 @@ class Manifest:
             the renames of manifest and data.
         refused: fingerprint of the source when it had so much less that the day was kept as it
             was; empty once the day is landed again. See `lost_events`.
+        rows_changed: see `session.count_changes`, when the day was extracted.
     """
 
     usage_date: str
@@ -68,6 +69,7 @@ class Manifest:
     files: dict[str, int]
     previous_files: dict[str, int] = field(default_factory=dict)
     refused: str = ""
+    rows_changed: str = ""
     schema_version: int = SCHEMA_VERSION
 
     @property

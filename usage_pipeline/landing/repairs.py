@@ -6,18 +6,18 @@ A day whose source has fewer events than it had is kept and says so; see `lost_e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-
-import duckdb
+from typing import NamedTuple
 
 from usage_pipeline.app_db.fingerprints import source_fingerprints
+from usage_pipeline.app_db.session import count_changes
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.duckdb_files import open_duckdb
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.landing import lost_events
 from usage_pipeline.landing.landed_days import (
     MANIFEST,
@@ -27,9 +27,22 @@ from usage_pipeline.landing.landed_days import (
     landed_manifests,
     partition,
 )
+from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
 
+EVENTS_SEARCHED = 10_000_000  # of other days, for events that moved; takes about a second
+
 _REFUSED_SHOWN = 5
+
+
+class Moved(NamedTuple):
+    """Events that a landed day has no longer, and the days where they stand now."""
+
+    events: int
+    to: frozenset[date]
+
+
+NOT_MOVED = Moved(0, frozenset())
 
 
 def at_stake(
@@ -141,26 +154,64 @@ def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
     )
 
 
-def invalid_events_known(settings: Settings, days: Iterable[date]) -> dict[date, float]:
-    """How many invalid events that are landed in one of `days` the warehouse has, by its day.
+def moved_from(
+    settings: Settings,
+    extracted: Sequence[Manifest],
+    folder: Path,
+    *,
+    apart_from: Collection[date],
+) -> dict[date, Moved]:
+    """Landed days that hold events which stand in newly extracted days now.
 
-    The caller is the single writer.
+    All other days are searched while they have few events; beyond that those of the look-back
+    window since whose landing rows were changed, as Postgres counts, and the published invalid
+    events, which are few always.
+
+    Args:
+        extracted: the manifests of the new days.
+        folder: where their partitions are.
+        apart_from: days that are extracted already.
     """
-    files = [str(file) for day in days for file in data_files(settings.events_dir, day)]
-    if not files:
+    new = [
+        path
+        for manifest in extracted
+        if manifest.rows
+        for path in data_files(folder, date.fromisoformat(manifest.usage_date))
+    ]
+    if not new:
         return {}
-    with open_duckdb(settings, settings.warehouse_path, read_only=True) as db:
-        try:
-            rows = db.execute(
-                "select invalid.usage_date, count(distinct invalid.event_id)"
-                " from read_parquet(?, hive_partitioning = false)"
-                " as landed inner join invalid_usage_events as invalid"
-                " on landed.id = invalid.event_id group by invalid.usage_date",
-                [files],
-            ).fetchall()
-        except duckdb.CatalogException:  # nothing was built yet
+    known = {
+        day: manifest
+        for day, manifest in landed_manifests(settings).items()
+        if day not in apart_from and manifest.fits(data_files(settings.events_dir, day))
+    }
+    if sum(manifest.rows for manifest in known.values()) > EVENTS_SEARCHED:
+        first, now = settings.today() - timedelta(settings.lookback_days), count_changes(settings)
+        changed = {d for d, m in known.items() if m.rows_changed not in ("", now) and d >= first}
+    else:
+        changed = set(known)
+    old = [path for day in changed for path in data_files(settings.events_dir, day)]
+    searched = [_ids(old)] if old else []
+    with open_duckdb(settings, ":memory:") as db:
+        if lost_events.published_days(settings):
+            published.attach(settings, db)
+            searched.append("select event_id, usage_date from published.main.invalid_usage_events")
+        if not searched:
             return {}
-    return dict(rows)
+        rows = db.execute(
+            "select old.usage_date, count(distinct id), list(distinct new.usage_date)"
+            f" from ({' union all '.join(searched)}) as old (id, usage_date)"
+            f" inner join ({_ids(new)}) as new using (id) group by old.usage_date"
+        ).fetchall()
+    return {day: Moved(events, frozenset(to)) for day, events, to in rows if day in known}
+
+
+def _ids(files: Sequence[Path]) -> str:
+    listed = ", ".join(f"'{quoted(path)}'" for path in files)
+    return (
+        "select id, cast(usage_date as date) as usage_date"
+        f" from read_parquet([{listed}], hive_partitioning = true)"
+    )
 
 
 def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:

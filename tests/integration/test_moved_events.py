@@ -1,0 +1,204 @@
+"""An event whose created_at changes is one row once its new day is rolled up, wherever it was."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
+
+from usage_pipeline.app_db.session import count_changes
+from usage_pipeline.landing import repairs
+from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.repairs import refused_days
+from usage_pipeline.settings import Settings
+
+ADA = str(UUID(int=0xADA << 96))
+# Of two months, and long before any look-back window.
+FIRST, SECOND, THIRD = date(2024, 2, 28), date(2024, 2, 29), date(2024, 3, 2)
+WHOLE = {FIRST: 3, SECOND: 3, THIRD: 3}
+
+
+class Place:
+    """A source with events of 1, 10 and 100 calls on each of three days, all rolled up."""
+
+    def __init__(self, database: AppDatabase, settings: Settings) -> None:
+        self.database, self.settings = database, settings
+        database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
+        for on in (FIRST, SECOND, THIRD):
+            self.add(on)
+        self.roll_up(FIRST, SECOND, THIRD)
+
+    def add(self, on: date) -> None:
+        self.database.insert(
+            "usage_events",
+            [
+                (_id(on, n), ADA, None, "api_call", None, str(10**n), self._noon(on) + _hours(n))
+                for n in range(3)
+            ],
+        )
+
+    def move(self, event: str, to: date) -> None:
+        self.database.execute(
+            "update usage_events set created_at = %s where id = %s", (self._noon(to), event)
+        )
+
+    def roll_up(self, *days: date, **options: Any) -> None:
+        roll_up(self.settings, *(day(on.isoformat()) for on in days), **options)
+
+    def totals(self) -> dict[date, Decimal]:
+        """By day, equal in all three places."""
+        assert_published_alike(self.settings, self.database.url)
+        return dict(
+            snapshot_query(
+                self.settings, "select usage_date, total_quantity from platform_usage_daily"
+            )
+        )
+
+    def months(self) -> dict[date, tuple[Decimal, int]]:
+        rows = snapshot_query(
+            self.settings, "select month, total_quantity, event_count from platform_usage_monthly"
+        )
+        return {month: (total, events) for month, total, events in rows}
+
+    def _noon(self, on: date) -> datetime:
+        return self.settings.day_start(on) + _hours(12)
+
+
+def _id(on: date, n: int) -> str:
+    return str(UUID(int=(on.toordinal() << 32) + n))
+
+
+def _hours(n: int) -> timedelta:
+    return timedelta(hours=n)
+
+
+@pytest.fixture
+def place(new_database: Any, make_settings: Any) -> Place:
+    database = new_database()
+    return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+
+
+def test_it_is_taken_out_of_its_old_day_whichever_way_it_went(place: Place) -> None:
+    place.move(_id(FIRST, 1), THIRD)
+    place.move(_id(THIRD, 2), FIRST)
+    place.roll_up(SECOND)  # of none of the two
+    assert place.totals() == {FIRST: 111, SECOND: 111, THIRD: 111}
+    place.roll_up(THIRD)  # takes 10 from the first day, whose new state has the 100 as well
+    assert place.totals() == {FIRST: 201, SECOND: 111, THIRD: 21}
+    assert place.months() == {date(2024, 2, 1): (312, 6), date(2024, 3, 1): (21, 3)}
+    assert snapshot_query(
+        place.settings,
+        "select usage_date, old_quantity, new_quantity, old_event_count, new_event_count"
+        " from usage_restatements order by usage_date",
+    ) == [(FIRST, 111, 201, 3, 3), (THIRD, 111, 21, 3, 3)]
+
+
+def test_one_that_moved_twice_and_others_in_its_wake(place: Place) -> None:
+    """The second day is extracted for the first event, which shows that it has one of the third."""
+    place.move(_id(SECOND, 0), THIRD)
+    place.move(_id(SECOND, 0), FIRST)
+    place.move(_id(THIRD, 1), SECOND)
+    place.roll_up(FIRST)
+    assert place.totals() == {FIRST: 112, SECOND: 120, THIRD: 101}
+
+
+def test_an_invalid_one_of_an_unknown_type(place: Place) -> None:
+    place.database.execute("alter table usage_events alter event_type type text")
+    place.database.execute(
+        "update usage_events set event_type = 'unheard_of' where id = %s", (_id(FIRST, 0),)
+    )
+    place.roll_up(FIRST)
+    place.move(_id(FIRST, 0), SECOND)
+    place.roll_up(SECOND)
+    assert snapshot_query(
+        place.settings, "select event_id, usage_date from invalid_usage_events"
+    ) == [(_id(FIRST, 0), SECOND)]
+
+
+def test_a_day_that_lost_other_events_as_well_keeps_all_of_them(place: Place) -> None:
+    place.move(_id(FIRST, 0), THIRD)
+    place.database.execute("delete from usage_events where id = %s", (_id(FIRST, 2),))
+    place.roll_up(THIRD, allow_fewer_events=False)
+    assert place.totals() == {FIRST: 111, SECOND: 111, THIRD: 112}
+    assert list(refused_days(place.settings)) == [FIRST]
+
+
+def test_it_stays_where_it_was_while_its_new_day_is_refused(place: Place) -> None:
+    place.move(_id(FIRST, 0), THIRD)
+    for n in range(3):
+        place.database.execute("delete from usage_events where id = %s", (_id(THIRD, n),))
+    place.roll_up(THIRD, allow_fewer_events=False)
+    assert place.totals() == {FIRST: 111, SECOND: 111, THIRD: 111}
+    assert list(refused_days(place.settings)) == [THIRD]
+    place.roll_up(THIRD, allow_fewer_events=True)
+    assert place.totals() == {FIRST: 110, SECOND: 111, THIRD: 1}
+
+
+def test_two_rows_of_one_id_are_one_event_where_the_newest_is(
+    new_database: Any, make_settings: Any
+) -> None:
+    database = new_database()
+    database.execute("alter table usage_events drop constraint usage_events_pkey")
+    place = Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    newer = (_id(FIRST, 0), ADA, None, "api_call", None, "5", place.settings.day_start(THIRD))
+    database.insert("usage_events", [newer])
+    for _ in range(2):  # and it stays so
+        place.roll_up(THIRD)
+        assert place.totals() == {FIRST: 110, SECOND: 111, THIRD: 116}
+
+
+class TestWithManyEventsLanded:
+    """Postgres's own count of changed rows says which days are searched."""
+
+    @pytest.fixture(autouse=True)
+    def _many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(repairs, "EVENTS_SEARCHED", 0)
+
+    @pytest.fixture
+    def recent(self, place: Place) -> list[date]:
+        yesterday = place.settings.today() - timedelta(days=1)
+        days = [yesterday - timedelta(days=1), yesterday]
+        for on in days:
+            place.add(on)
+        place.roll_up(*days)
+        return days
+
+    def test_one_that_moved_between_recent_days_is_found(
+        self, place: Place, recent: list[date]
+    ) -> None:
+        place.move(_id(recent[0], 1), recent[1])
+        place.roll_up(recent[1])
+        totals = place.totals()
+        assert [totals[on] for on in recent] == [101, 121]
+
+    def test_nothing_is_searched_while_no_row_was_changed(
+        self, place: Place, recent: list[date], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert landed_manifests(place.settings)[recent[0]].rows_changed == count_changes(
+            place.settings
+        )
+        searched: list[Collection[Any]] = []
+        monkeypatch.setattr(repairs, "_ids", lambda files: searched.append(files) or _none())
+        place.add(recent[1] - timedelta(days=2))  # events that are new are no changed rows
+        place.roll_up(recent[1])
+        assert [len(files) for files in searched] == [2]  # those of the new day, not of old ones
+        place.move(_id(FIRST, 0), SECOND)
+        place.roll_up(recent[1])
+        assert [len(files) for files in searched[1:]] == [2, 2]  # and of the one recent day
+
+    def test_a_view_counts_no_changes(self, place: Place) -> None:
+        assert count_changes(place.settings)
+        place.database.execute(
+            "alter table usage_events rename to events; create view usage_events as"
+            " select * from events"
+        )
+        assert count_changes(place.settings) == ""
+
+
+def _none() -> str:
+    return "select null::varchar as id, null::date as usage_date where false"
