@@ -177,6 +177,25 @@ def test_every_key_and_aggregation_of_a_meter_is_documented() -> None:
     assert set(re.findall(r"\w+", listed)) == set(AGGREGATIONS)
 
 
+def test_columns_are_named_for_their_types() -> None:
+    naming = (PROJECT_DIR / "docs" / "naming.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.+?) \| ([A-Z]+)", _section(naming, "Columns"), re.M)
+    kinds = {ending: kind.lower() for row, kind in rows for ending in re.findall("`(.+?)`", row)}
+    texts = ("event_id", "run_id", "snapshot_id")
+    seen = set()
+    for path in DBT_PROJECT_DIR.glob("models/[upr]*/*.yml"):
+        for model in yaml.safe_load(path.read_text("utf-8")).get("models", ()):
+            if model["name"] == "invalid_usage_events":
+                continue  # as it arrived: text
+            for column in model["columns"]:
+                name, kind = column["name"], column["data_type"].partition("(")[0]
+                endings = [ending for ending in kinds if name.endswith(ending)]
+                if endings and not name.endswith(texts):
+                    assert kind == kinds[max(endings, key=len)], f"{model['name']}.{name}"
+                    seen.update(endings)
+    assert {"_id", "_at", "_quantity", "_count", "month"} <= seen
+
+
 def test_changelog_has_the_version_of_the_package() -> None:
     project = (PROJECT_DIR / "pyproject.toml").read_text("utf-8")
     version = re.search(r'^version = "(.+)"', project, re.M)
