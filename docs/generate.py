@@ -111,7 +111,11 @@ def rounds() -> str:
         times.setdefault(len(measured), []).append(f"`{name}`")
     (most, _), *fewer = sorted(times.items(), reverse=True)
     rest = "".join(f"; {_often(count)}: {', '.join(names)}" for count, names in fewer)
-    return f"Everything was measured {_often(most)}{rest and ', but' + rest[1:]}."
+    asked = _benchmarks()["data"]["repeats"]
+    return (
+        f"Each measurement was asked for {_often(asked)} and made {_often(most)}"
+        f"{rest and ', but' + rest[1:]}."
+    )
 
 
 def _often(count: int) -> str:

@@ -139,7 +139,7 @@ SERVED_TABLES = (
         indexes=(("restated_at",),),
         model=False,
         description=(
-            "The ledger, one row per published number that changed later: old and new quantity and "
+            "The ledger, one row per later change of a published number: old and new quantity and "
             "event count, cause and run."
         ),
     ),
