@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults check lint bench bench-quick lock clean
+.PHONY: help demo up test faults check lint docs bench bench-quick lock clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -38,6 +38,9 @@ lint: $(VENV)/.installed ## Linters, types, import contract.
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint --processes 2 dbt_project/models dbt_project/tests
 
+docs: $(VENV)/.installed ## Write the tables and figures of the documents from code and benchmark.
+	$(BIN)/python docs/generate.py
+
 check: lint test ## What CI runs.
 
 $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.lock
@@ -47,6 +50,7 @@ $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.lock
 
 bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; over an hour of a quiet machine.
 	$(BIN)/python -m bench --output docs
+	$(BIN)/python docs/generate.py
 
 bench-quick: $(VENV)/.bench-installed ## A tenth of the data, once; without growth, exports and demo.
 	$(BIN)/python -m bench --scale 0.1 --repeats 1 --parts landing,rollup,small,history,nights,publish

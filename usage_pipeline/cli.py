@@ -47,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app_db_commands = typer.Typer(
-    help="The application database: schema and sample data, for development and tests.",
+    help="The source's tables and sample data, for tests.",
     no_args_is_help=True,
 )
 app.add_typer(app_db_commands, name="app-db")
@@ -79,11 +79,12 @@ def _month(text: str) -> date:
 
 
 FirstDay = Annotated[
-    date | None, typer.Option(parser=_day, metavar="DATE", help="First day; default yesterday.")
+    date | None,
+    typer.Option(parser=_day, metavar="DATE", help="First day; default the one before the end."),
 ]
 DayAfterLast = Annotated[
     date | None,
-    typer.Option(parser=_day, metavar="DATE", help="Day after the last; default today."),
+    typer.Option(parser=_day, metavar="DATE", help="The day after the last; default today."),
 ]
 
 
@@ -115,7 +116,9 @@ def _settings() -> Settings:
 
 @app_db_commands.command("init")
 def app_db_init() -> None:
-    """Create the source schema where it is absent.
+    """Create the source's tables where they are absent.
+
+    For development and tests.
 
     Example: `usage-pipeline app-db init`
     """
@@ -131,7 +134,9 @@ def load_sample(
     users: Annotated[int, typer.Option(help="Of how many users.", min=1)] = DEMO_USERS,
     seed: Annotated[int, typer.Option(help="Same seed, same rows.", min=0)] = DEMO_SEED,
 ) -> None:
-    """Fill an empty source with a deterministic, believable history.
+    """Fill an empty source with a made-up history.
+
+    For development and tests. The same seed gives the same rows.
 
     Example: `usage-pipeline app-db load-sample --events 1000000 --days 365 --users 5000 --seed 1`
     """
@@ -171,7 +176,11 @@ def rollup(
         ),
     ] = False,
 ) -> None:
-    """Roll up the days [start, end) and their months: ingest, transform, check, publish.
+    """Roll up days and their months, and publish them.
+
+    The days are `[start, end)`, yesterday when neither is given: ingest, transform, check, publish.
+    Days that an earlier run left unpublished are rolled up too. Exit code 1 also when a day kept
+    what it has because the source has fewer events; `--allow-fewer-events` takes those.
 
     Example: `usage-pipeline rollup --start 2026-05-01 --end 2026-06-01`
     """
@@ -278,7 +287,10 @@ def demo(
         bool, typer.Option("--yes", help="Also in the empty database of USAGE_APP_DATABASE_URL.")
     ] = False,
 ) -> None:
-    """Embedded Postgres, a sample history, everything rolled up, a summary.
+    """Load a sample history, roll it up, print a summary.
+
+    In the embedded Postgres; run again, it rolls up what is there. A database of
+    `USAGE_APP_DATABASE_URL` has to be empty, and needs `--yes`.
 
     Example: `usage-pipeline demo`
     """
@@ -320,7 +332,9 @@ def _require_empty(url: str, confirmed: bool) -> None:
 def up(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
 ) -> None:
-    """Webserver and daemon on 127.0.0.1, schedules and sensors running.
+    """Serve Dagster, with schedules and sensors running.
+
+    Webserver and daemon on 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0.
 
     Example: `usage-pipeline up`
     """
@@ -340,7 +354,13 @@ def reconcile(
         bool, typer.Option("--repair", help="Make the places whole from the warehouse first.")
     ] = False,
 ) -> None:
-    """Compare source, landing and what is published in all three places; events, sums, contents.
+    """Compare source, landing and what is published.
+
+    The days are `[start, end)`, yesterday when neither is given. First their events, exact sums and
+    contents in source, landing and published tables. Then every published table of these days, of
+    their months and without a date, in DuckDB, Parquet and Postgres with the warehouse, cell by
+    cell. Each difference is listed; exit code 1 when there is one. `--repair` first makes the three
+    places whole from the warehouse and says what was not.
 
     Example: `usage-pipeline reconcile --start 2026-05-01 --end 2026-06-01`
     """
@@ -430,7 +450,10 @@ def export(
     user: Annotated[UUID | None, typer.Option(help="One user only.")] = None,
     events: Annotated[bool, typer.Option("--events", help="The user's raw events.")] = False,
 ) -> None:
-    """Write the per-user CSV exports of a month.
+    """Write the CSV exports of a month.
+
+    One file per user, or one user's with `--user`. With `--events` it is that user's raw events
+    instead, invalid ones included. A month or user without published usage is an error.
 
     Example: `usage-pipeline export --month 2026-05`
     """
@@ -455,7 +478,11 @@ def erase_user(
     user: Annotated[UUID, typer.Argument(metavar="UUID", help="The person's id.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what holds it.")] = False,
 ) -> None:
-    """Remove a person from everything the pipeline holds; totals stay. There is no way back.
+    """Remove a person from everything; totals stay.
+
+    There is no way back. The person's usage stays under a `user_id` that is NULL. Then every file
+    and table is searched for the id; exit code 1 when it is still found. `--dry-run` lists what
+    holds the id, and the days to build again.
 
     Example: `usage-pipeline erase-user 7f1c9d52-0000-4000-8000-000000000000 --dry-run`
     """
@@ -495,7 +522,10 @@ def status(
         bool, typer.Option("--assets", help="Dagster's view: each asset's partitions.")
     ] = False,
 ) -> None:
-    """What is landed, missing, failing and published, and how old it is.
+    """Show what is landed, missing, failing and published.
+
+    With the commands that repair it, and the newest day and age of each published table. Exit code
+    1 when anything is missing, damaged, late or not published.
 
     Example: `usage-pipeline status`
     """
@@ -530,7 +560,9 @@ def status(
 
 @app.command()
 def doctor() -> None:
-    """Check databases, privileges, versions, disk, clock and locks, with remedies.
+    """Check databases, privileges, disk, clock and locks.
+
+    A failure comes with its remedy, and with exit code 1.
 
     Example: `usage-pipeline doctor`
     """

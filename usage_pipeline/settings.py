@@ -61,7 +61,7 @@ _SECRET_VARIABLES = {
 
 
 class Settings(BaseSettings):
-    """Everything a user can set (SPEC: `README.md`, section Settings).
+    """Everything a user can set; the descriptions make the table in `docs/reference.md`.
 
     Attributes are named after their environment variables without the `USAGE_` prefix.
     URLs are secrets: `str(settings)` and tracebacks show asterisks.
@@ -71,38 +71,120 @@ class Settings(BaseSettings):
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    home: Path = Field(Path("data"), validation_alias="USAGE_HOME")
-    app_database_url: SecretStr | None = Field(None, validation_alias="USAGE_APP_DATABASE_URL")
+    home: Path = Field(
+        Path("data"),
+        validation_alias="USAGE_HOME",
+        description="Directory below which everything is written.",
+    )
+    app_database_url: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_APP_DATABASE_URL",
+        description=(
+            "The source, Postgres 13 or later; any `postgresql://` URL, Unix sockets included. "
+            "Unset, an embedded Postgres below `USAGE_HOME`."
+        ),
+    )
     publish_database_url: SecretStr | None = Field(
-        None, validation_alias="USAGE_PUBLISH_DATABASE_URL"
+        None,
+        validation_alias="USAGE_PUBLISH_DATABASE_URL",
+        description="Where tables are published. Unset, the source's database.",
     )
-    serving_group: str | None = Field(None, validation_alias="USAGE_SERVING_GROUP")
     publish_schema: str = Field(
-        "usage", validation_alias="USAGE_PUBLISH_SCHEMA", pattern=r"^[a-z_][a-z0-9_]{0,62}$"
+        "usage",
+        validation_alias="USAGE_PUBLISH_SCHEMA",
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="The schema there that the pipeline owns; not `public`.",
     )
-    meters_file: Path = Field(DBT_PROJECT_DIR / "meters.yml", validation_alias="USAGE_METERS_FILE")
-    timezone: str = Field("UTC", validation_alias="USAGE_TIMEZONE")
+    meters_file: Path = Field(
+        DBT_PROJECT_DIR / "meters.yml",
+        validation_alias="USAGE_METERS_FILE",
+        description="What is measured; see [meters](meters.md).",
+    )
+    timezone: str = Field(
+        "UTC",
+        validation_alias="USAGE_TIMEZONE",
+        description="IANA time zone that defines days and months.",
+    )
     start_date: Annotated[date, NoDecode] = Field(
         default_factory=lambda given: _start_of_home(given.get("home")),
         validation_alias="USAGE_START_DATE",
+        description=(
+            "The first daily partition. Earlier days are refused, and taken out of what is "
+            "published when it moves on. Unset, a home that `demo` filled begins with the sample."
+        ),
     )
-    land_event_data: bool = Field(True, validation_alias="USAGE_LAND_EVENT_DATA")
-    lookback_days: int = Field(35, validation_alias="USAGE_LOOKBACK_DAYS", ge=1, le=3650)
+    land_event_data: bool = Field(
+        True,
+        validation_alias="USAGE_LAND_EVENT_DATA",
+        description=(
+            "`false` does not land `event_data`; meters with paths and exports of raw events are "
+            "then refused."
+        ),
+    )
+    lookback_days: int = Field(
+        35,
+        validation_alias="USAGE_LOOKBACK_DAYS",
+        ge=1,
+        le=3650,
+        description=(
+            "Days up to yesterday in which late, corrected and deleted events are looked for, by "
+            "the sensor `late_events` and the checks."
+        ),
+    )
     max_lost_share: Decimal = Field(
-        Decimal("0.5"), validation_alias="USAGE_MAX_LOST_SHARE", ge=0, le=1
+        Decimal("0.5"),
+        validation_alias="USAGE_MAX_LOST_SHARE",
+        ge=0,
+        le=1,
+        description=(
+            "The share of a day's events that may disappear from the source within "
+            "`USAGE_LOOKBACK_DAYS` and count as a correction. A day that loses more keeps what it "
+            "has."
+        ),
     )
     landing_retention_days: int | None = Field(
-        None, validation_alias="USAGE_LANDING_RETENTION_DAYS", ge=1, le=36_500
+        None,
+        validation_alias="USAGE_LANDING_RETENTION_DAYS",
+        ge=1,
+        le=36_500,
+        description=(
+            "Landed days that are older, and before `USAGE_START_DATE`, are deleted. Unset, all "
+            "are kept."
+        ),
+    )
+    serving_group: str | None = Field(
+        None,
+        validation_alias="USAGE_SERVING_GROUP",
+        description=(
+            "Group of this machine that may read what is in `serving/`. Unset, their owner alone. "
+            "All else below `USAGE_HOME` is for its owner."
+        ),
     )
     run_retention_days: int = Field(
-        90, validation_alias="USAGE_RUN_RETENTION_DAYS", ge=1, le=36_500
+        90,
+        validation_alias="USAGE_RUN_RETENTION_DAYS",
+        ge=1,
+        le=36_500,
+        description="Dagster's runs and logs that are older, and superseded, are deleted.",
     )
-    dagster_pg_url: SecretStr | None = Field(None, validation_alias="DAGSTER_PG_URL")
-
     failure_webhook_url: SecretStr | None = Field(
-        None, validation_alias="USAGE_FAILURE_WEBHOOK_URL"
+        None,
+        validation_alias="USAGE_FAILURE_WEBHOOK_URL",
+        description=(
+            "A failed run of the Dagster daemon is posted here as JSON: `job`, `run_id`, `message` "
+            "(the cause, in one line) and `url`. Unset, nowhere."
+        ),
     )
-    dagster_url: str = Field("http://127.0.0.1:3000", validation_alias="USAGE_DAGSTER_URL")
+    dagster_url: str = Field(
+        "http://127.0.0.1:3000",
+        validation_alias="USAGE_DAGSTER_URL",
+        description="Where people reach the Dagster UI; `url` above begins with it.",
+    )
+    dagster_pg_url: SecretStr | None = Field(
+        None,
+        validation_alias="DAGSTER_PG_URL",
+        description=("Dagster's storage: runs, events, schedules. Unset, the embedded Postgres."),
+    )
 
     @field_validator("home", "meters_file")
     @classmethod

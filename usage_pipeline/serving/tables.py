@@ -27,6 +27,7 @@ class ServedTable:
         stamps: columns that say when a row was published or changed; only what is published
             knows them.
         model: whether dbt builds it; the others are written by the pipeline itself.
+        description: of those others; a model's is in its `.yml`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ServedTable:
     indexes: tuple[tuple[str, ...], ...] = ()
     stamps: tuple[str, ...] = ()
     model: bool = True
+    description: str = ""
 
 
 _PERSON = ("user_id", "org_id")
@@ -124,6 +126,10 @@ SERVED_TABLES = (
         nullable=("metric_type",),
         dated="usage_date",
         model=False,
+        description=(
+            "The proof, one row per local day and meter: events and sums in the source, in landing "
+            "and as published, and whether they match."
+        ),
     ),
     ServedTable(
         "usage_restatements",
@@ -132,5 +138,9 @@ SERVED_TABLES = (
         dated="usage_date",
         indexes=(("restated_at",),),
         model=False,
+        description=(
+            "The ledger, one row per later change of a published number: old and new quantity and "
+            "event count, cause and run."
+        ),
     ),
 )
