@@ -31,7 +31,7 @@ sides as (
     select
         'platform' as level,
         usage_date,
-        cast(null as uuid) as org_id,
+        cast(null as {{ uuid_type() }}) as org_id,
         metric_type,
         total_quantity as quantity_of_users,
         cast(0 as decimal(38, 9)) as quantity,
@@ -42,7 +42,7 @@ sides as (
     select
         'platform' as level,
         usage_date,
-        cast(null as uuid) as org_id,
+        cast(null as {{ uuid_type() }}) as org_id,
         metric_type,
         cast(0 as decimal(38, 9)) as quantity_of_users,
         total_quantity as quantity,

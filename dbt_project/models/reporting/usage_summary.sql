@@ -207,8 +207,8 @@ totals as (
     {% for scope, grain in scopes %}
     select
         '{{ scope }}' as scope,
-        {{ 'user_id' if scope == 'user' else 'cast(null as uuid)' }} as user_id,
-        {{ 'org_id' if scope == 'org' else 'cast(null as uuid)' }} as org_id,
+        {{ 'user_id' if scope == 'user' else 'cast(null as ' ~ uuid_type() ~ ')' }} as user_id,
+        {{ 'org_id' if scope == 'org' else 'cast(null as ' ~ uuid_type() ~ ')' }} as org_id,
         time_window,
         period,
         metric_type,
