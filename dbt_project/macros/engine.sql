@@ -1,5 +1,7 @@
 {#
   What engines do differently, behind adapter.dispatch. Everything else in the project is plain SQL.
+  A default__ is what any engine spells and counts alike; where there is none, another engine has to
+  bring its own before anything compiles.
 #}
 
 {% macro json_text(column, path) -%} {{ adapter.dispatch('json_text')(column, path) }} {%- endmacro %}
@@ -91,8 +93,6 @@
   end
 {%- endmacro %}
 
-{% macro default__json_text(column, path) -%} get_json_object({{ column }}, '{{ path }}') {%- endmacro %}
-
 {% macro to_quantity(text) -%} {{ adapter.dispatch('to_quantity')(text) }} {%- endmacro %}
 
 {#
@@ -116,19 +116,13 @@
   end
 {%- endmacro %}
 
-{% macro default__to_quantity(text) -%}
-  case
-    when trim({{ text }}) rlike '^[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]{1,3})?$'
-      then cast(trim({{ text }}) as decimal(38, 9))
-  end
-{%- endmacro %}
+{% macro held(value) -%} {{ adapter.dispatch('held')(value) }} {%- endmacro %}
+{# A decimal, or the text of one, as DECIMAL(38,9); null when that cannot hold it. #}
+{% macro duckdb__held(value) -%} try_cast({{ value }} as decimal(38, 9)) {%- endmacro %}
 
 {% macro newest(value, moment, tie_break) -%} {{ adapter.dispatch('newest')(value, moment, tie_break) }} {%- endmacro %}
 {% macro duckdb__newest(value, moment, tie_break) -%}
   arg_max({{ value }}, struct_pack(moment := {{ moment }}, tie := {{ tie_break }}))
-{%- endmacro %}
-{% macro default__newest(value, moment, tie_break) -%}
-  max_by({{ value }}, struct({{ moment }}, {{ tie_break }}))
 {%- endmacro %}
 
 {% macro exact_average(total, events) -%} {{ adapter.dispatch('exact_average')(total, events) }} {%- endmacro %}
@@ -138,7 +132,7 @@
   divides billionths as 128-bit integers and puts the decimal point back.
 #}
 {% macro duckdb__exact_average(total, events) -%}
-  {%- set units = billionths(total) -%}
+  {%- set units = duckdb__billionths(total) -%}
   {%- set quotient -%}
     ({{ units }} // {{ events }}
       + case
@@ -151,9 +145,6 @@
     + cast({{ quotient }} % 1000000000 as decimal(10, 0)) * cast(0.000000001 as decimal(10, 9))
     as decimal(38, 9)
   )
-{%- endmacro %}
-{% macro default__exact_average(total, events) -%}
-  cast({{ total }} / {{ events }} as decimal(38, 9))
 {%- endmacro %}
 
 {% macro exact_ratio(numerator, denominator) -%} {{ adapter.dispatch('exact_ratio')(numerator, denominator) }} {%- endmacro %}
@@ -170,8 +161,8 @@
   {%- set small_n = 'cast(cast(abs(' ~ numerator ~ ') as decimal(28, 9)) * 1000000000 as hugeint)' -%}
   {%- set small_d = 'cast(cast(abs(' ~ denominator ~ ') as decimal(28, 9)) * 1000000000 as hugeint)' -%}
   {%- set unit = 'case when abs(' ~ denominator ~ ') >= 100000000000000000000 then 1000000000 else 1 end' -%}
-  {%- set n = '(abs(' ~ billionths(numerator) ~ ') // ' ~ unit ~ ')' -%}
-  {%- set d = '(abs(' ~ billionths(denominator) ~ ') // ' ~ unit ~ ')' -%}
+  {%- set n = '(abs(' ~ duckdb__billionths(numerator) ~ ') // ' ~ unit ~ ')' -%}
+  {%- set d = '(abs(' ~ duckdb__billionths(denominator) ~ ') // ' ~ unit ~ ')' -%}
   {%- set remainder = '((' ~ n ~ ' % ' ~ d ~ ') * 1000000000)' -%}
   case
     when {{ denominator }} <> 0 then
@@ -190,26 +181,34 @@
       )
   end
 {%- endmacro %}
-{% macro default__exact_ratio(numerator, denominator) -%}
-  cast({{ numerator }} / nullif({{ denominator }}, 0) as decimal(38, 9))
-{%- endmacro %}
 
 {% macro difference(left, right) -%} {{ adapter.dispatch('difference')(left, right) }} {%- endmacro %}
 {# left - right of two DECIMAL(38,9); null when that cannot be held. #}
 {% macro duckdb__difference(left, right) -%} try({{ left }} - {{ right }}) {%- endmacro %}
-{% macro default__difference(left, right) -%} try_subtract({{ left }}, {{ right }}) {%- endmacro %}
 
 {# A DECIMAL(38,9) as a whole number of billionths. #}
-{% macro billionths(quantity) -%}
+{% macro duckdb__billionths(quantity) -%}
   (cast(trunc({{ quantity }}) as hugeint) * 1000000000
     + cast(cast({{ quantity }} - trunc({{ quantity }}) as decimal(10, 9)) * 1000000000 as hugeint))
 {%- endmacro %}
 
 {% macro uuid_of(text) -%} {{ adapter.dispatch('uuid_of')(text) }} {%- endmacro %}
 {% macro duckdb__uuid_of(text) -%} cast(md5({{ text }}) as uuid) {%- endmacro %}
-{% macro default__uuid_of(text) -%}
-  regexp_replace(md5({{ text }}), '(.{8})(.{4})(.{4})(.{4})(.{12})', '$1-$2-$3-$4-$5')
-{%- endmacro %}
+
+{% macro epoch_seconds(instant) -%} {{ adapter.dispatch('epoch_seconds')(instant) }} {%- endmacro %}
+{% macro duckdb__epoch_seconds(instant) -%} cast(extract(epoch from {{ instant }}) as bigint) {%- endmacro %}
+
+{# Types: ids and JSON are text where the engine has none of their own; an instant has no zone. #}
+{% macro uuid_type() -%} {{ adapter.dispatch('uuid_type')() }} {%- endmacro %}
+{% macro duckdb__uuid_type() -%} uuid {%- endmacro %}
+{% macro default__uuid_type() -%} {{ text_type() }} {%- endmacro %}
+
+{% macro json_type() -%} {{ adapter.dispatch('json_type')() }} {%- endmacro %}
+{% macro duckdb__json_type() -%} json {%- endmacro %}
+{% macro default__json_type() -%} {{ text_type() }} {%- endmacro %}
+
+{% macro instant_type() -%} {{ adapter.dispatch('instant_type')() }} {%- endmacro %}
+{% macro duckdb__instant_type() -%} timestamptz {%- endmacro %}
 
 {# What dbt itself dispatches, under names that read well in models. #}
 {% macro text_type() -%} {{ dbt.type_string() }} {%- endmacro %}

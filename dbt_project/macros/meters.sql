@@ -220,8 +220,8 @@
   (
     select
       cast(null as date) as usage_date,
-      cast(null as uuid) as user_id,
-      cast(null as uuid) as org_id,
+      cast(null as {{ uuid_type() }}) as user_id,
+      cast(null as {{ uuid_type() }}) as org_id,
       cast(null as {{ text_type() }}) as metric_type,
       cast(null as bigint) as event_count,
       cast(null as decimal(38, 9)) as sum_quantity,
@@ -230,8 +230,8 @@
       cast(null as decimal(38, 9)) as max_quantity,
       cast(null as decimal(38, 9)) as latest_quantity,
       cast(null as {{ text_type() }}) as latest_event_id,
-      cast(null as timestamptz) as first_event_at,
-      cast(null as timestamptz) as last_event_at
+      cast(null as {{ instant_type() }}) as first_event_at,
+      cast(null as {{ instant_type() }}) as last_event_at
   ) as nothing
   where false
 {%- endmacro %}

@@ -1,7 +1,8 @@
 {#
   Sums that may need more than the 38 digits of DECIMAL(38,9): two valid quantities are enough. They
   are kept in two parts that cannot overflow, merged part by part, and become one number where it is
-  read; NULL when that has more than 29 integer digits. See docs/decisions/0012.
+  read; NULL when that has more than 29 integer digits. See docs/decisions/0012. How far decimals
+  reach, and what cuts one, is the engine's.
 #}
 
 {# Below this (10^19) ten billion quantities add up to less than 29 digits. #}
@@ -9,21 +10,24 @@
   {{ value }} between -10000000000000000000 and 10000000000000000000
 {%- endmacro %}
 
+{% macro ordinary_sum(value) -%} {{ adapter.dispatch('ordinary_sum')(value) }} {%- endmacro %}
 {# Aggregates: the sum of ordinary values and of the fractions of great ones. #}
-{% macro ordinary_sum(value) -%}
+{% macro duckdb__ordinary_sum(value) -%}
   cast(
     sum(case when {{ is_ordinary(value) }} then {{ value }} else {{ value }} - trunc({{ value }}) end)
     as decimal(38, 9)
   )
 {%- endmacro %}
 
+{% macro great_sum(value) -%} {{ adapter.dispatch('great_sum')(value) }} {%- endmacro %}
 {# Aggregates: the sum of the whole parts of great values; NULL where there are none. #}
-{% macro great_sum(value) -%}
+{% macro duckdb__great_sum(value) -%}
   cast(sum(case when not {{ is_ordinary(value) }} then trunc({{ value }}) end) as decimal(38, 0))
 {%- endmacro %}
 
+{% macro total_of_parts(ordinary, great) -%} {{ adapter.dispatch('total_of_parts')(ordinary, great) }} {%- endmacro %}
 {# The parts as one number. Whole part and fraction get one sign, so that their sum fits if both do. #}
-{% macro total_of_parts(ordinary, great) -%}
+{% macro duckdb__total_of_parts(ordinary, great) -%}
   {%- set whole = '(' ~ great ~ ' + trunc(' ~ ordinary ~ '))' -%}
   {%- set fraction = '(' ~ ordinary ~ ' - trunc(' ~ ordinary ~ '))' -%}
   case

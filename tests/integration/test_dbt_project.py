@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from usage_pipeline.publishing.snapshot import ensure_snapshot
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 
 Dbt = Callable[..., str]
+# What only some engines spell, or spell differently.
+DIALECT = re.compile(
+    r"\bas (?:uuid|json|varchar|text|string|timestamp\w*|double|hugeint)\b|::|//|\* exclude"
+    r"|group by all|\b(?:try_cast|try|qualify|epoch|trunc|arg_m\w+|list_\w+|struct_pack)\b"
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +96,15 @@ def _empty_landing(settings: Settings) -> None:
             }
         )
     )
+
+
+def test_models_and_tests_hold_no_dialect_of_one_engine() -> None:
+    files = [
+        *(DBT_PROJECT_DIR / "models").rglob("*.sql"),
+        *(DBT_PROJECT_DIR / "tests").rglob("*.sql"),
+    ]
+    found = {file.name: spelled for file in files if (spelled := DIALECT.findall(file.read_text()))}
+    assert found == {}
 
 
 def test_every_dbt_unit_test_passes(dbt: Dbt) -> None:

@@ -224,7 +224,7 @@ class Transformer:
         self._set_environment()
         interrupts.quiet_tracker()
         parsing = arguments == ["parse"]
-        runner = dbtRunner(manifest=None if parsing else self._loaded_manifest())
+        runner = dbtRunner(manifest=None if parsing else _as_parsed(self._loaded_manifest()))
         outcome = runner.invoke(
             [
                 "--quiet",
@@ -279,6 +279,16 @@ class Transformer:
             USAGE_DBT_LANDING=str(settings.landing_dir),
             USAGE_DBT_SNAPSHOT=str(settings.published_path),
         )
+
+
+def _as_parsed(manifest: Manifest) -> Manifest:
+    """The manifest without what an invocation before compiled into it.
+
+    dbt takes that for its own: ephemeral models would keep the first window, or be missing.
+    """
+    for node in cast("Iterable[Any]", manifest.nodes.values()):
+        node.compiled, node.extra_ctes, node.extra_ctes_injected = False, [], False
+    return manifest
 
 
 def _project_files(*folders: str) -> list[Path]:

@@ -7,7 +7,7 @@ select
     invalid_rows as invalid_quantities,
     duplicate_rows as duplicate_events,
     -- over all event types, which no published number adds up; null beyond 29 integer digits
-    try_cast(sum_quantity as decimal(38, 9)) as sum_quantity,
+    {{ held('sum_quantity') }} as sum_quantity,
     max_created_at as last_event_at,
     extracted_at
 from {{ source('landing', 'landed_days') }}

@@ -1,6 +1,6 @@
 select
-    cast(org_id as uuid) as org_id,
-    cast(user_id as uuid) as user_id,
+    cast(org_id as {{ uuid_type() }}) as org_id,
+    cast(user_id as {{ uuid_type() }}) as user_id,
     role,
     created_date
 from {{ source('landing', 'org_members') }}

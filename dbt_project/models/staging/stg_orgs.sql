@@ -1,5 +1,5 @@
 select
-    cast(id as uuid) as org_id,
+    cast(id as {{ uuid_type() }}) as org_id,
     name as org_name,
     created_date,
     deleted_date

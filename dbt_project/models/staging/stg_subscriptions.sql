@@ -1,7 +1,7 @@
 select
-    cast(id as uuid) as subscription_id,
-    cast(user_id as uuid) as user_id,
-    cast(org_id as uuid) as org_id,
+    cast(id as {{ uuid_type() }}) as subscription_id,
+    cast(user_id as {{ uuid_type() }}) as user_id,
+    cast(org_id as {{ uuid_type() }}) as org_id,
     plan,
     status,
     created_date,

@@ -22,8 +22,8 @@ judged as (
 select
     cast(usage_date as date) as usage_date,
     id as event_id,
-    cast(user_id as uuid) as user_id,
-    cast(org_id as uuid) as org_id,
+    cast(user_id as {{ uuid_type() }}) as user_id,
+    cast(org_id as {{ uuid_type() }}) as org_id,
     user_id as user_key,
     org_id as org_key,
     event_type,

@@ -1,5 +1,5 @@
 select
-    cast(id as uuid) as user_id,
+    cast(id as {{ uuid_type() }}) as user_id,
     created_date,
     deleted_date
 from {{ source('landing', 'users') }}

@@ -40,11 +40,13 @@ rebuilt as (
             coalesce(cast(user_id as " ~ text_type() ~ "), ''), '|',
             coalesce(cast(org_id as " ~ text_type() ~ "), ''), '|',
             period_type, '|',
-            cast(cast(extract(epoch from period_start) as bigint) as " ~ text_type() ~ "), '|',
+            cast(" ~ epoch_seconds('period_start') ~ " as " ~ text_type() ~ "), '|',
             metric_type
         )") }} as id,
         *,
-        cast(concat('{"event_count": ', event_count, ', "active_days": ', active_days, '}') as json) as metadata
+        cast(
+            concat('{"event_count": ', event_count, ', "active_days": ', active_days, '}') as {{ json_type() }}
+        ) as metadata
     from (
         select * from daily
         union all

@@ -8,8 +8,8 @@ with events as (
 -- Ids become UUIDs once a group, not once an event: half the work.
 select
     usage_date,
-    cast(user_key as uuid) as user_id,
-    cast(org_key as uuid) as org_id,
+    cast(user_key as {{ uuid_type() }}) as user_id,
+    cast(org_key as {{ uuid_type() }}) as org_id,
     event_type,
     count(*) as event_count,
     {{ ordinary_sum('quantity') }} as sum_quantity,

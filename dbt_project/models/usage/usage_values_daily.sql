@@ -14,8 +14,8 @@ where {{ meter_value_is_valid(meter) }}
 {% else %}
 select
     cast(null as date) as usage_date,
-    cast(null as uuid) as user_id,
-    cast(null as uuid) as org_id,
+    cast(null as {{ uuid_type() }}) as user_id,
+    cast(null as {{ uuid_type() }}) as org_id,
     cast(null as {{ text_type() }}) as metric_type,
     cast(null as {{ text_type() }}) as value_text
 from {{ events }}
