@@ -265,7 +265,10 @@ def test_each_pass_of_a_rollup_sees_its_own_window(new_database: Any, make_setti
     instants = ["2024-03-30T12:00Z", "2024-04-02T12:00Z"]
     database.insert(
         "usage_events",
-        [(str(UUID(int=n)), None, None, "api_cal", None, 1, at) for n, at in enumerate(instants)],
+        [
+            (str(UUID(int=n)), str(UUID(int=7)), None, "api_cal", None, 1, at)
+            for n, at in enumerate(instants)
+        ],
     )
     settings = make_settings(
         USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30", USAGE_TIMEZONE="UTC"
