@@ -6,7 +6,6 @@ import grp
 import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
@@ -275,7 +274,7 @@ class Settings(BaseSettings):
         """The id of `USAGE_SERVING_GROUP`."""
         return grp.getgrnam(self.serving_group).gr_gid if self.serving_group else None
 
-    @cached_property
+    @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.timezone)
 

@@ -276,6 +276,27 @@ def test_another_time_zone_moves_events_and_loses_none(place: Place) -> None:
     assert place.totals()["month"] == (Decimal(12), 8)
 
 
+@pytest.mark.parametrize("named", [None, OTHER])
+def test_neither_growth_elsewhere_nor_a_word_for_it_pays_for_a_loss(
+    place: Place, named: date | None
+) -> None:
+    place.roll_up(OLD, OTHER)
+    place.prune(OLD)
+    place.roll_up(OLD, allow_fewer_events=False)
+    place.database.execute(
+        "insert into usage_events select gen_random_uuid(), user_id, org_id, event_type,"
+        " event_data, quantity, created_at from usage_events"
+    )
+    place.settings = place.with_settings(USAGE_TIMEZONE="Europe/Berlin")
+    may_lose = {named: float("inf")} if named else {}
+    days = days_to_repair(place.settings, needs_event_data=False)
+    with pytest.raises(UsagePipelineError, match=rf"fewer events of {OLD} \(has 5, source 0\)"):
+        land_events(place.settings, days, may_lose=may_lose)
+    assert {m.timezone for m in landed_manifests(place.settings).values()} == {"UTC"}
+    land_events(place.settings, days, may_lose={OLD: float("inf")})
+    assert {m.timezone for m in landed_manifests(place.settings).values()} == {"Europe/Berlin"}
+
+
 def test_a_refusal_that_was_killed_half_way_is_completed(place: Place) -> None:
     """Set aside, or with its manifest too, but with its files still in place."""
     before = place.numbers()

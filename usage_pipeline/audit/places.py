@@ -1,12 +1,15 @@
 """The three places of what is published: compared with what they should hold, and repaired.
 
 Numbers come from the warehouse; the ledger, the proof and the columns that say when a row was
-published come from the snapshot, which alone knows them. Every value is compared as text, so that
-no engine's reading of a number gets in between. Days whose hash and count agree are not looked at.
+published come from the pipeline's own published state, which alone knows them. What readers have,
+their copy of that state included, is a place and no measure. Every value is compared as text, so
+that no engine's reading of a number gets in between. Days whose hash and count agree are not
+looked at.
 """
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,10 +61,10 @@ def compare(settings: Settings, days: DayRange, *, built: bool) -> list[Unlike]:
 
     Args:
         built: numbers are compared with the warehouse, which has to hold what is published; the
-            snapshot is the measure otherwise. The caller is the single writer.
+            published state is the measure otherwise. The caller is the single writer.
 
     Raises:
-        UsagePipelineError: a database cannot be read, or the snapshot lacks a table.
+        UsagePipelineError: a database cannot be read, or the published state lacks a table.
     """
     with _opened(settings, built) as comparison:
         return comparison.run(days)
@@ -77,6 +80,11 @@ def repair(settings: Settings, days: DayRange) -> list[Unlike]:
         UsagePipelineError: as for `compare`, a place cannot be written, or all places agree on what
             the warehouse does not have: that was published, and is no damage.
     """
+    with _opened(settings, built=True) as comparison:
+        unlike = comparison.run(days)
+        served_is_own = comparison.served_is_own
+    if not served_is_own:
+        published.serve_again(settings)
     with scratch(settings) as work, _opened(settings, built=True) as comparison:
         found = comparison.run(days)
         agreed = _agreed(found)
@@ -89,7 +97,7 @@ def repair(settings: Settings, days: DayRange) -> list[Unlike]:
         if found:
             deltas = {place: comparison.deltas(place) for place in PLACES}
             publisher.repair(settings, comparison.db, work, deltas)
-        return found
+        return unlike
 
 
 def _agreed(found: list[Unlike]) -> list[str]:
@@ -112,7 +120,8 @@ def _opened(settings: Settings, built: bool) -> Iterator[_Comparison]:
         published.as_served(settings) as copy,
         open_duckdb(settings, ":memory:") as db,
     ):
-        db.execute(f"attach '{quoted(copy)}' as published (read_only)")
+        published.attach(settings, db)
+        db.execute(f"attach '{quoted(copy)}' as served (read_only)")
         if built:
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
         load_postgres_extension(db)
@@ -121,12 +130,21 @@ def _opened(settings: Settings, built: bool) -> Iterator[_Comparison]:
             db.execute(f"attach '{escaped}' as remote (type postgres, read_only)")
         except duckdb.Error as error:
             raise database_error(error, url, _VARIABLE) from None
-        yield _Comparison(settings, db, built=built)
+        same = filecmp.cmp(copy, published.own_path(settings), shallow=False)
+        yield _Comparison(settings, db, built=built, served_is_own=same)
 
 
 class _Comparison:
-    def __init__(self, settings: Settings, db: duckdb.DuckDBPyConnection, *, built: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: duckdb.DuckDBPyConnection,
+        *,
+        built: bool,
+        served_is_own: bool,
+    ) -> None:
         self.db = db
+        self.served_is_own = served_is_own
         self._settings = settings
         self._built = built
         self._unlike: dict[tuple[str, str], Unlike] = {}
@@ -161,15 +179,16 @@ class _Comparison:
     def _usable(self, place: str, table: ServedTable, columns: dict[str, str]) -> bool:
         """Whether the table is there with its columns; notes it when it is not."""
         if place == "snapshot":
-            there = columns_of(self.db, "published", table.name)
-            if not there or there != columns:
+            own = columns_of(self.db, "published", table.name)
+            if not own or own != columns:
                 raise UsagePipelineError(
-                    f"The snapshot's table {table.name} is not as built",
+                    f"The published table {table.name} is not as built",
                     "Publish it with `usage-pipeline rollup`",
                 )
-            # What only the snapshot knows cannot differ from it.
-            return self._built and table.model
-        if place == "postgres":
+            if self.served_is_own and not (self._built and table.model):
+                return False  # compared with itself
+            usable = columns_of(self.db, "served", table.name) == columns
+        elif place == "postgres":
             there = dict(
                 self.db.execute(
                     self._remote(
@@ -202,7 +221,7 @@ class _Comparison:
         published = f"(from published.main.{table.name} where {where})"
         query = f"select {names} from {published}"
         if self._built and table.model:
-            # A row that the snapshot lost has no stamp there, and gets a new one.
+            # A row that was lost there has no stamp, and gets a new one.
             stamps = "".join(f", coalesce(old.{c}, new.{c}) as {c}" for c in table.stamps)
             query = f"""
                 select new.* {f"replace ({stamps[2:]})" if stamps else ""}
@@ -286,7 +305,7 @@ class _Comparison:
             order by coalesce(wanted, found)
             limit {limit}
         """).fetchall()
-        measure = "the warehouse" if self._built and table.model else "the snapshot"
+        measure = "the warehouse" if self._built and table.model else "what was published"
         lines = []
         for found, wanted in rows:
             row = found or wanted
@@ -341,7 +360,7 @@ class _Comparison:
             )
         relation = {
             "expected": "expected",
-            "snapshot": f"published.main.{table.name}",
+            "snapshot": f"served.main.{table.name}",
             "parquet": self._parquet(table),
         }[place]
         values = ", ".join(f"{_local_text(c, kind)} as {c}" for c, kind in columns.items())

@@ -100,8 +100,9 @@ def land_events(
         with replacing:
             kept: set[date] = set()
             recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
-            if not may_lose:
-                require_events_to_recut(settings, recut, landed)
+            require_events_to_recut(
+                settings, {day: m for day, m in recut.items() if day not in may_lose}
+            )
             published = lost_events.published_days(settings)
             for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
                 other = manifest_of(settings, day)

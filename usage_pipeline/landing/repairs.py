@@ -96,40 +96,33 @@ def refuse(settings: Settings, day: date, kept: Manifest, temporary: Path) -> No
         path.replace(damaged / path.name)
 
 
-def require_events_to_recut(
-    settings: Settings, recut: Mapping[date, Manifest], extracted: Iterable[Manifest]
-) -> None:
-    """Days of another time zone are cut anew together, or not at all: events move between them,
-    so their total is what must not shrink."""
-    found = sum(m.rows for m in extracted if date.fromisoformat(m.usage_date) in recut)
-    had = sum(manifest.rows for manifest in recut.values())
-    if found >= had:
-        return
-    # What was landed of the first and last days can belong to days that are not landed now.
-    for days in ranges_of_days(recut):
-        start, end = settings.day_start(days.start), settings.day_start(days.end)
-        edges = {*days.days()[:2], *days.days()[-2:]}
-        files = [
-            str(path)
-            for day in edges
-            if recut[day].fits(data := data_files(settings.events_dir, day))
-            for path in data
+def require_events_to_recut(settings: Settings, recut: Mapping[date, Manifest]) -> None:
+    """Days of another time zone are cut anew together, or not at all, because events move between
+    them. The source is asked for the days as they were cut: none may lack events.
+
+    Raises:
+        UsagePipelineError: some do, or the source cannot be read.
+    """
+    fewer: dict[date, tuple[int, int]] = {}
+    zones = sorted({manifest.timezone for manifest in recut.values()})
+    for zone in zones:
+        then = settings.model_copy(update={"timezone": zone})
+        for days in ranges_of_days(day for day, m in recut.items() if m.timezone == zone):
+            for day, state in source_fingerprints(then, days).items():
+                had, found = recut[day].rows + recut[day].duplicate_rows, int(state.split()[0])
+                if not lost_events.is_correction(settings, day, had, found):
+                    fewer[day] = had, found
+    if fewer:
+        shown = [
+            f"{day} (has {had:,}, source {found:,})"
+            for day, (had, found) in sorted(fewer.items())[:_REFUSED_SHOWN]
         ]
-        if files:
-            with open_duckdb(settings, ":memory:") as db:
-                ((outside,),) = db.execute(
-                    "select count(*) from read_parquet($files)"
-                    " where created_at < $start or created_at >= $end",
-                    {"files": files, "start": start, "end": end},
-                ).fetchall()
-            had -= outside
-    if found < had:
-        zones = ", ".join(sorted({manifest.timezone for manifest in recut.values()}))
+        more = f" and {len(fewer) - len(shown)} more days" if len(fewer) > len(shown) else ""
         raise UsagePipelineError(
-            f"USAGE_TIMEZONE was {zones} and is {settings.timezone}, so all days are cut anew, but "
-            f"the source has {found:,} of their {had:,} events",
-            f"Set it to {zones} again, or take what the source has: usage-pipeline rollup "
-            "--allow-fewer-events",
+            f"USAGE_TIMEZONE was {', '.join(zones)} and is {settings.timezone}, so all days are cut"
+            f" anew, but the source has fewer events of {', '.join(shown)}{more}",
+            f"Set it to {zones[0]} again, or take what the source has: "
+            + lost_events.allowing(min(fewer), max(fewer) + timedelta(days=1)),
         )
 
 

@@ -164,7 +164,7 @@ def repair(
     assert snapshot is not None
     if not all(delta.empty for delta in deltas["snapshot"]):
         source = "serving"
-        build_snapshot(db, settings.snapshot_path, work / STATE, deltas["snapshot"], snapshot)
+        build_snapshot(db, settings.published_path, work / STATE, deltas["snapshot"], snapshot)
         db.execute("checkpoint serving")
         published.stage(settings, work / STATE, copy)
     parquet = ParquetFiles(settings, work / "parquet")

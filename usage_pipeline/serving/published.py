@@ -100,6 +100,14 @@ def serve(settings: Settings, copy: Path) -> None:
     copy.replace(served)
 
 
+def serve_again(settings: Settings) -> None:
+    """Give readers what is published, whatever lies there."""
+    with scratch(settings) as work:
+        copy = work / settings.snapshot_path.name
+        stage(settings, own_path(settings), copy)
+        serve(settings, copy)
+
+
 def _is_copy(served: Path, own: Path) -> bool:
     """Whether nobody touched the readers' copy: size and time of change tell, as for rsync."""
     try:
