@@ -13,6 +13,7 @@ from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
 from usage_pipeline.settings import Settings
 
+LIMIT, LIMIT_RAW = "limit_quantity", "limit_raw"
 ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 
 
@@ -41,6 +42,7 @@ def land_accounts(
                 ]
                 remote = ", ".join(_usable(column) for column in columns)
                 others = [c for c in columns if c not in ids]
+                others += [LIMIT_RAW] if LIMIT in columns else []
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {scan(query)}"
                 path = work / f"{table}.parquet"
@@ -57,11 +59,14 @@ def land_accounts(
 
 
 def _usable(column: str) -> str:
-    """A column of an account, judged in Postgres: what no table can hold is landed as null, an
-    instant as unknown and a limit as none."""
-    if column == "limit_quantity":
+    """A column of an account, judged in Postgres: what no table can hold is landed as null, and
+    a limit, whose null means something, as its text beside it."""
+    if column == LIMIT:
         fits = FITS.replace("quantity", column)
-        return f"(case when {fits} then {column} end)::numeric(38,9) as {column}"
+        return (
+            f"(case when {fits} then {column} end)::numeric(38,9) as {column}, "
+            f"case when not ({fits}) then {column}::text end as {LIMIT_RAW}"
+        )
     if column.endswith("_at"):
         return f"case when isfinite({column}) then {column} end as {column}"
     return column
