@@ -38,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
         "--before",
         type=Path,
         metavar="JSON",
-        help="an earlier benchmarks.json, whose figures the table shows beside; else those that "
-        "the output directory's has beside",
+        help="an earlier benchmarks.json of the same scale, whose figures the table shows beside; "
+        "else those that the output directory's has beside",
     )
     parser.add_argument(
         "--output",
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
         try:
             report = Report(run, chosen.output)
             if chosen.before:
-                report.before = json.loads(chosen.before.read_text("utf-8"))
+                report.compare_with(json.loads(chosen.before.read_text("utf-8")))
             if chosen.resume:
                 report.resume()
             run.everything(parts, chosen.rounds, report.save)

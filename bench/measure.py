@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The checkout that is measured: the first one on PYTHONPATH, or the one that holds this file.
 _PATHS = map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 PRODUCT = next((p.resolve() for p in _PATHS if (p / "usage_pipeline").is_dir()), ROOT)
+STOP_SECONDS = 30
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # A row of what `--timings` prints: stage, seconds, share.
 _STAGE = re.compile(r"^\W+([a-zA-Z][\w' ]*?)\s*[│|]\s*([\d.]+)\s*[│|]\s*\d+%", re.MULTILINE)
@@ -128,7 +130,11 @@ def _process(words: list[str], environment: Mapping[str, str]) -> tuple[Measurem
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
-            process.kill()
+            process.send_signal(signal.SIGINT)  # it stops what it has started, then itself
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
         wall = round(time.perf_counter() - started, 4)
         process.returncode = os.waitstatus_to_exitcode(status)

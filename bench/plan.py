@@ -116,6 +116,7 @@ class Run:
         Args:
             save: called after each part of a round.
         """
+        _say(f"measuring {self.commit} in {PRODUCT}")
         try:
             self._fill(DATABASE, self.shape)
             version, cells, event_data = self.server.facts(BIG_DAY)
@@ -267,7 +268,7 @@ class Run:
 
     def _growth(self) -> None:
         for days in (SHORT_HISTORY, self.shape.history_days):
-            home = self._grown(f"after_{days}", DATABASE, days)
+            home = self.grown(f"after_{days}", DATABASE, days)
             self._roll_up(f"big_night_after_{days}", home, BIG_DAY)
 
     def _tenth(self) -> None:
@@ -281,11 +282,11 @@ class Run:
         self._fill(TENTH, self.shape.tenth())
         for days in (SHORT_HISTORY, self.shape.year):
             nights = self.shape.nights if days == self.shape.year else 0
-            home = self._grown(f"tenth_after_{days}", TENTH, days, nights)
+            home = self.grown(f"tenth_after_{days}", TENTH, days, nights)
             self._roll_up(f"tenth_night_after_{days}", home, BIG_DAY, TENTH)
 
     def _exports(self) -> None:
-        home = self._grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)
+        home = self.grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)
         folder = Path(home["USAGE_HOME"]) / "exports" / f"{EXPORT_MONTH:%Y-%m}"
         self._measure("exports", "project:export", home, month=EXPORT_MONTH)
         end = (EXPORT_MONTH + timedelta(days=31)).replace(day=1)
@@ -445,12 +446,18 @@ class Run:
             self._command(None, self._homes[name], empty_day(number))
         return self._homes[name]
 
-    def _grown(self, name: str, database: str, days: int, nights: int = 0) -> dict[str, str]:
+    def grown(self, name: str, database: str, days: int, nights: int = 0) -> dict[str, str]:
         """A home with so many days of history, the last of them one by one where nights are asked
         for; each time as it was before the night that came on top of it."""
-        if name in self._homes:
-            self._restore(name)
-            return self._homes[name]
+        if name not in self._homes:
+            self._grow(name, database, days, nights)
+        shutil.rmtree(self._home(name), ignore_errors=True)
+        shutil.copytree(self._home(f"{name}.kept"), self._home(name), copy_function=_duplicate)
+        self.server.copy_database(f"pub_{name}_kept", f"pub_{name}")
+        return self._homes[name]
+
+    def _grow(self, name: str, database: str, days: int, nights: int) -> None:
+        """Roll up a history, and put home and published database aside."""
         start = HISTORY_END - timedelta(days=days)
         home = self._homes[name] = self._fresh(name, start, source=database)
         first = HISTORY_END - timedelta(days=nights)
@@ -461,14 +468,8 @@ class Run:
         self._check_published(f"backfill_{name}", home, start, HISTORY_END, database)
         # As autovacuum would by the next night.
         self.server.execute("vacuum (analyze)", database=f"pub_{name}")
-        self.server.copy_database(f"pub_{name}", f"pub_{name}_kept")
-        shutil.copytree(self._home(name), self._home(f"{name}.kept"), copy_function=_duplicate)
-        return home
-
-    def _restore(self, name: str) -> None:
-        shutil.rmtree(self._home(name))
-        shutil.copytree(self._home(f"{name}.kept"), self._home(name), copy_function=_duplicate)
-        self.server.copy_database(f"pub_{name}_kept", f"pub_{name}")
+        self.server.rename_database(f"pub_{name}", f"pub_{name}_kept")
+        self._home(name).rename(self._home(f"{name}.kept"))
 
     def _bytes(self, name: str) -> dict[str, int]:
         """Of what readers and the next night find, by place."""

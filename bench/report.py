@@ -82,7 +82,8 @@ class Row:
     def figure(self) -> str:
         """What the row shows, in one cell of another table."""
         median = self.median.partition(" (")[0]
-        return ", ".join(filter(None, (median, self.ratio)))
+        cpu = f"CPU {self.cpu}" if self.cpu else ""
+        return ", ".join(filter(None, (median, self.ratio, cpu)))
 
 
 class Report:
@@ -99,7 +100,8 @@ class Report:
     def __init__(self, run: Run, directory: Path) -> None:
         self._run = run
         self._directory = directory
-        self.before: dict[str, Any] = self._known().get("before", {})
+        self.before: dict[str, Any] = {}
+        self.compare_with(self._known().get("before", {}))
 
     def rows(self) -> list[Row]:
         parts = {m.part for measured in self._run.measurements.values() for m in measured}
@@ -107,7 +109,9 @@ class Report:
         rows = [row for part in PARTS if part in parts for row in getattr(self, f"_{part}")()]
         rows += self._memory()
         before = {
-            (row["what"], row["who"]): Row(row["what"], row["who"], row["median"], row["ratio"])
+            (row["what"], row["who"]): Row(
+                row["what"], row["who"], row["median"], row["ratio"], cpu=row.get("cpu", "")
+            )
             for row in self.before.get("rows", [])
         }
         return [
@@ -125,6 +129,11 @@ class Report:
             "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines
         ]
         return "\n".join(line.rstrip() for line in padded)
+
+    def compare_with(self, before: dict[str, Any]) -> None:
+        """Show the figures of an earlier run beside, unless they are of another scale."""
+        if before and before["data"]["scale"] == self._run.shape.scale:
+            self.before = before
 
     def resume(self) -> None:
         """Let the run go on from what the directory has.
@@ -446,17 +455,16 @@ class Report:
         ratio = self._ratio(key, against, figure, other) if against else None
         judged = ratio if against else statistics.median(values)
         row = _cells(what, who, measured, values)
-        # Of a part of a measurement, where it is known; dbt does not say a model's.
+        # dbt says no CPU seconds of a model; of days and months alone the server has no share.
         part = {"daily_wall": "daily_cpu", "monthly_wall": "monthly_cpu"}.get(figure)
+        ours = [m.value(part) if part else m.all_cpu_seconds() for m in measured]
+        theirs = [m.all_cpu_seconds() for m in self._run.measurements.get(against or "", [])]
         if part:
-            row = replace(row, cpu=f"{self._run.median(key, part) or 0:.2f} s")
-        elif figure == "daily_engine":
+            row = replace(row, cpu=f"{statistics.median(ours):.2f} s")
+        if figure == "daily_engine":
             row = replace(row, cpu="")
-        elif against and (theirs := self._run.measurements.get(against)):
-            ours, others = (
-                statistics.median(m.all_cpu_seconds() for m in some) for some in (measured, theirs)
-            )
-            row = replace(row, cpu_ratio=_times(ours / others if others else None))
+        elif theirs and (others := statistics.median(theirs)):
+            row = replace(row, cpu_ratio=_times(statistics.median(ours) / others))
         return replace(row, ratio=_times(ratio), **_verdict(budget, judged))
 
     def _judged(
@@ -581,12 +589,10 @@ class Report:
             yield f"Measured: {commits}, {' to '.join(dict.fromkeys((days[0], days[-1])))}."
         if self.before:
             machine = self.before["machine"]
-            commit = self.before.get("commit", "the release before")
-            scale = self.before.get("data", {}).get("scale", self._run.shape.scale)
-            other = f", at scale {scale}" if scale != self._run.shape.scale else ""
+            commit = self.before.get("commit", "unknown")
             yield (
                 f"Before: `{commit}`, {self.before['made_at'][:10]}, on {machine['processor']} "
-                f"with {machine['cores']} cores{other}."
+                f"with {machine['cores']} cores."
             )
 
     def _plot(self) -> list[Path]:

@@ -109,6 +109,10 @@ class Server:
             f"create database {copy} template {name} strategy file_copy", database="postgres"
         )
 
+    def rename_database(self, name: str, other: str) -> None:
+        """Give a database that nobody is connected to another name, that no database has."""
+        self.execute(f"alter database {name} rename to {other}", database="postgres")
+
     def drop_database(self, name: str) -> None:
         self.execute(f"drop database if exists {name} with (force)", database="postgres")
 
