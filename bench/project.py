@@ -3,7 +3,6 @@ settings; it prepares what is not measured first, and times the rest."""
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -163,33 +162,18 @@ def night(start: str, end: str) -> dict[str, Any]:
     The figures have its seconds by stage, as `--timings` prints them.
     """
     clock = stopwatch()
-    from usage_pipeline import cli
+    from usage_pipeline.cli.main import app
 
-    stages: dict[str, float] = {}
-
-    def keep(found: dict[str, float], seconds: float) -> None:
-        stages.update(found)
-        stages["imports and Dagster"] = seconds - sum(found.values())
-
-    cli._print_timings = keep  # type: ignore[assignment]
-    _command("rollup", "--start", start, "--end", end, "--timings")
+    # Not standalone, a command gives back what its function does, and raises its failures.
+    stages = app(["rollup", "--start", start, "--end", end, "--timings"], standalone_mode=False)
     return {"seconds": clock(), "stages": {name: round(s, 3) for name, s in stages.items()}}
 
 
 def demo() -> None:
     """What `make demo` runs once everything is installed."""
-    _command("demo")
+    from usage_pipeline.cli.main import app
 
-
-def _command(*words: str) -> None:
-    from usage_pipeline import cli
-
-    sys.argv = ["usage-pipeline", *words]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        if ended.code:
-            raise
+    app(["demo"], standalone_mode=False)
 
 
 def _record_models(transformer: type) -> dict[str, float]:

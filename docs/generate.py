@@ -18,7 +18,7 @@ from typing import Any
 import typer
 import yaml
 
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.serving.tables import SERVED_TABLES
 from usage_pipeline.settings import DBT_PROJECT_DIR, PROJECT_DIR, Settings
 

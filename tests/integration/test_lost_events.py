@@ -20,7 +20,7 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.extraction import land_events

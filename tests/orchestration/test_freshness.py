@@ -13,7 +13,7 @@ from support import roll_up, triggers
 from typer.testing import CliRunner
 
 from usage_pipeline.audit.freshness import freshness
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks import FRESH, FRESH_ASSET

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-import pyarrow.parquet
-
 from usage_pipeline.app_db.fingerprints import FITS
 from usage_pipeline.app_db.session import open_source, scan, source_query
 from usage_pipeline.infra.disk import scratch
-from usage_pipeline.infra.duckdb_files import write_parquet
+from usage_pipeline.infra.duckdb_files import quoted, write_parquet
 from usage_pipeline.landing.erased_users import leave_out_erased
 from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
@@ -50,7 +48,9 @@ def land_accounts(
                 path = work / f"{table}.parquet"
                 write_parquet(source.db, f"({select})", path)
                 leave_out_erased(settings, table, path)
-                rows[table] = pyarrow.parquet.read_metadata(path).num_rows
+                ((rows[table],),) = source.db.execute(
+                    f"select count(*) from read_parquet('{quoted(path)}')"
+                ).fetchall()
         with replacing:
             for table in ACCOUNT_TABLES:
                 name = f"{table}.parquet"

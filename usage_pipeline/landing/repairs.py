@@ -167,6 +167,9 @@ def moved_from(
         extracted: the manifests of the new days.
         folder: where their partitions are.
         apart_from: days that are extracted already.
+
+    Raises:
+        UsagePipelineError: a landed file is damaged; names it.
     """
     new = [
         path
@@ -200,7 +203,7 @@ def moved_from(
                 f" from ({' union all '.join(searched)}) as old (id, usage_date)"
                 f" inner join ({_ids(new)}) as new using (id) group by old.usage_date"
             ).fetchall()
-        except duckdb.Error as error:
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
             if disk_is_full(error):
                 raise
             raise UsagePipelineError(

@@ -7,7 +7,6 @@ from datetime import UTC, date
 from decimal import Decimal
 
 from usage_pipeline.audit.freshness import freshness, last_publish
-from usage_pipeline.audit.notices import notices
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.landing.landed_days import landed_manifests
 from usage_pipeline.landing.repairs import days_to_repair, refusal
@@ -69,11 +68,6 @@ def summary(settings: Settings) -> Summary:
     if refused:
         healthy = False
         lines.append(str(refusal(refused)))
-    if found := notices(settings):
-        lines += [
-            "Worth a look; the checks of the Dagster UI say more:",
-            *(f"  {n}" for n in found),
-        ]
     last = last_publish(settings)
     if last is None:
         lines.append("Nothing is published yet.")
