@@ -349,6 +349,11 @@ def test_an_operator_is_told_and_decides(
     assert status.exit_code == 1
     assert "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events" in status.output
 
+    compared = command("reconcile", OLD)
+    assert compared.exit_code == 1
+    assert "source 0 events, 0; landed" in compared.output
+    assert "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events" in compared.output
+
     asked = command("rollup", OLD)  # a day of which nothing can be built
     assert asked.exit_code == 1
     assert place.totals()["month"] == (Decimal("16.5"), 11)

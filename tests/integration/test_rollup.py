@@ -28,6 +28,7 @@ from support import (
     snapshot_tables,
 )
 
+from usage_pipeline.audit.notices import notices
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import data_files, landed_manifests
@@ -484,6 +485,8 @@ def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
     # two users, the organisation and the subscription; two limits
     assert warned["accounts_have_a_beginning"] == 4
     assert warned["plan_limits_can_be_held"] == 2
+    said = {"accounts_have_a_beginning: 4 rows", "plan_limits_can_be_held: 2 rows"}
+    assert said <= set(notices(settings))
     rollup.publish("test")
     assert_published_alike(settings, database.url)
     assert snapshot_query(

@@ -11,12 +11,13 @@ from usage_pipeline.audit.freshness import published_tables
 from usage_pipeline.audit.places import Unlike
 from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.cli.options import DayAfterLast, FirstDay, days_of, valid_settings
-from usage_pipeline.cli.show import out, progress, show_steps
+from usage_pipeline.cli.show import out, print_notices, progress, show_steps
 from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.landing.repairs import refused_days
 from usage_pipeline.operations.doctor import examine
-from usage_pipeline.operations.status import summary
+from usage_pipeline.operations.status import spelled, summary
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.settings import load_settings
+from usage_pipeline.settings import Settings, load_settings
 
 
 def reconcile(
@@ -50,7 +51,7 @@ def reconcile(
     with progress("comparing what is published") as (bar, task):
         show_steps(rollup, bar, task)
         unlike = rollup.compare_places(days)
-    _print_lines(days, lines)
+    _print_lines(settings, days, lines)
     _print_unlike(unlike)
     if rollup.pending.ranges():
         out.print(
@@ -80,7 +81,7 @@ def _print_unlike(unlike: list[Unlike]) -> None:
             out.print(f"{table.place} {table.table}: and {more:,} more rows", highlight=False)
 
 
-def _print_lines(days: DayRange, lines: list[Line]) -> None:
+def _print_lines(settings: Settings, days: DayRange, lines: list[Line]) -> None:
     different = [line for line in lines if line.matches is False]
     if not different:
         events = sum(line.published_events for line in lines)
@@ -98,7 +99,7 @@ def _print_lines(days: DayRange, lines: list[Line]) -> None:
         out.print(
             f"{line.usage_date} {line.metric_type or 'events that no meter counts'}: "
             + "; ".join(
-                f"{side} {events:,} events, {'no total' if total is None else format(total, ',')}"
+                f"{side} {events:,} events, {'no total' if total is None else spelled(total)}"
                 for side, events, total in sides
             )
             + f"; users {', '.join(line.users)}",
@@ -106,14 +107,24 @@ def _print_lines(days: DayRange, lines: list[Line]) -> None:
             highlight=False,
         )
     out.print(f"{len(different):,} of {len(lines):,} daily totals differ.")
-    out.print(
-        "Roll the days up again: "
-        + ", ".join(
-            f"usage-pipeline rollup --start {r.start} --end {r.end}"
-            for r in ranges_of_days({line.usage_date for line in different})
+    days_that_differ = {line.usage_date for line in different}
+    refused = days_that_differ & refused_days(settings).keys()
+    for advice, option, those in (
+        ("Roll the days up again:", "", days_that_differ - refused),
+        (
+            "Kept, since the source has lost events; once that is meant, take what it has:",
+            " --allow-fewer-events",
+            refused,
         ),
-        soft_wrap=True,
-    )
+    ):
+        if those:
+            out.print(advice)
+        for r in ranges_of_days(those):
+            out.print(
+                f"  usage-pipeline rollup --start {r.start} --end {r.end}{option}",
+                soft_wrap=True,
+                highlight=False,
+            )
 
 
 def status(
@@ -131,7 +142,8 @@ def status(
     settings = valid_settings()
     overview = summary(settings)
     for line in overview.lines:
-        out.print(line, soft_wrap=True, highlight=False)
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    print_notices(settings)
     if assets:
         from usage_pipeline.definitions import build_defs
         from usage_pipeline.orchestration.state import asset_states

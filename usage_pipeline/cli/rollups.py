@@ -18,7 +18,7 @@ from usage_pipeline.cli.app_db import (
     fill_with_sample,
 )
 from usage_pipeline.cli.options import DayAfterLast, FirstDay, days_of, valid_settings
-from usage_pipeline.cli.show import out, progress, show_steps
+from usage_pipeline.cli.show import out, print_notices, progress, show_steps
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -59,6 +59,7 @@ def rollup(
         f"(runs {', '.join(run_id[:8] for run_id in run_ids)})."
     )
     _print_totals(settings, days)
+    print_notices(settings)
     stages = steps.timings.seconds
     stages = stages | {"imports and Dagster": seconds - sum(stages.values())}
     if timings:
@@ -163,6 +164,7 @@ def demo(
     roll_up(settings, days)
     out.print(f"Rolled up {len(days.days())} days in {time.perf_counter() - started:.1f} s.")
     _print_totals(settings, days)
+    print_notices(settings)
     out.print("Next: `make up` for the UI at http://127.0.0.1:3000, or `usage-pipeline status`.")
 
 

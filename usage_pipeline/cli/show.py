@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from usage_pipeline.audit.notices import notices
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.settings import Settings
 
 out = Console()
 err = Console(stderr=True)
@@ -34,6 +36,14 @@ def show_steps(steps: Rollup, shown: Progress, task: TaskID) -> None:
     steps.progress = lambda what, done, total: shown.update(
         task, description=what, completed=done, total=total
     )
+
+
+def print_notices(settings: Settings) -> None:
+    """What warns, by the names that the checks have in the Dagster UI."""
+    if found := notices(settings):
+        out.print("Worth a look; the checks in the Dagster UI say more:")
+        for notice in found:
+            out.print(f"  {notice}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_error(error: UsagePipelineError) -> None:

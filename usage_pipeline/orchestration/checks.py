@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
-from statistics import median
 from typing import Any
 
 import dagster as dg
 
 from usage_pipeline.app_db.schema_drift import recent_changes
 from usage_pipeline.audit.freshness import DUE, freshness
-from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.audit.notices import (
+    FEWEST,
+    MOST,
+    SHOWN_FOR,
+    WEEKS_COMPARED,
+    row_count,
+    unknown_event_types,
+)
 from usage_pipeline.landing.repairs import refusal, refused_days
-from usage_pipeline.operations.status import unknown_event_types
 from usage_pipeline.orchestration.assets import (
     USAGE_DAILY,
     WAREHOUSE_POOL,
@@ -45,10 +49,7 @@ RECONCILIATION = (
         "when events came after the extraction; the sensor late_events rolls such days up.",
     ),
 )
-WEEKS_COMPARED = 4
-DRIFT_SHOWN = timedelta(days=7)
 TYPES_SHOWN = 20
-FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
 
 
 def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
@@ -150,24 +151,15 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         ),
     )
     def row_count_is_usual(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        manifests = landed_manifests(rollup.settings)
-        newest = max(manifests, default=None)
-        before = (
-            [
-                m.rows
-                for day, m in manifests.items()
-                if 0 < (newest - day).days <= 7 * WEEKS_COMPARED
-                and day.weekday() == newest.weekday()
-            ]
-            if newest
-            else []
-        )
-        usual = median(before) if before else None
-        rows = manifests[newest].rows if newest else 0
+        counted = row_count(rollup.settings)
         return dg.AssetCheckResult(
-            passed=usual is None or FEWEST * usual <= rows <= MOST * usual,
+            passed=counted.is_usual,
             severity=dg.AssetCheckSeverity.WARN,
-            metadata={"day": str(newest), "events": rows, "usual": usual or 0},
+            metadata={
+                "day": str(counted.day),
+                "events": counted.rows,
+                "usual": counted.usual or 0,
+            },
         )
 
     @dg.asset_check(
@@ -175,11 +167,11 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         name="source_schema_is_unchanged",
         description=(
             "No column, type or enum label of the tables that are read changed in the last "
-            f"{DRIFT_SHOWN.days} days."
+            f"{SHOWN_FOR.days} days."
         ),
     )
     def source_schema_is_unchanged(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        changes = recent_changes(rollup.settings, DRIFT_SHOWN)
+        changes = recent_changes(rollup.settings, SHOWN_FOR)
         return dg.AssetCheckResult(
             passed=not changes,
             severity=dg.AssetCheckSeverity.WARN,
@@ -190,12 +182,12 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         asset=dg.AssetKey(["publishing", "snapshot"]),
         name="event_types_are_known",
         description=(
-            f"No event first seen in the last {DRIFT_SHOWN.days} days was set aside because its "
+            f"No event first seen in the last {SHOWN_FOR.days} days was set aside because its "
             "event_type is not known."
         ),
     )
     def event_types_are_known(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
-        unknown = unknown_event_types(rollup.settings, DRIFT_SHOWN)
+        unknown = unknown_event_types(rollup.settings)
         return dg.AssetCheckResult(
             passed=not unknown,
             severity=dg.AssetCheckSeverity.WARN,
