@@ -65,6 +65,8 @@ def rollup(
     stages = stages | {"imports and Dagster": seconds - sum(stages.values())}
     if timings:
         _print_timings(stages, seconds)
+    for day, (had, has) in steps.fewer.items():
+        out.print(f"{day} has {has:,} events now, and had {had:,}.")
     if steps.refused:
         raise refusal(steps.refused)
     return stages  # for who calls the command from Python; see click's standalone_mode
