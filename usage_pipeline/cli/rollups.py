@@ -96,7 +96,11 @@ def roll_up(
         steps: Rollup = defs.resources["rollup"]  # type: ignore[index]
         steps.allow_fewer_events = allow_fewer_events
         show_steps(steps, bar, task)
-        return run_rollup(defs, settings, days), steps
+
+        def waiting(holder: str) -> None:
+            steps.progress(f"waiting for {holder}", 0, 1)
+
+        return run_rollup(defs, settings, days, waiting), steps
 
 
 def _require_databases(settings: Settings) -> None:
