@@ -181,6 +181,24 @@ def test_what_the_pipeline_writes_is_for_its_owner(settings: Settings) -> None:
     assert written == {f"{ADA}.csv": 0o600, f"{BOB}.csv": 0o600}
 
 
+def test_what_others_keep_in_the_home_is_theirs(make_settings: Any) -> None:
+    settings = make_settings()
+    settings.landing_dir.mkdir(parents=True)
+    for theirs in ("invoices.csv", "warehouse-report.txt"):
+        (settings.home / theirs).touch()
+        (settings.home / theirs).chmod(0o644)
+    for path in (settings.home, settings.landing_dir):
+        path.chmod(0o1777)
+    permissions.keep_private(settings)
+    modes = {p.name: p.stat().st_mode & 0o7777 for p in (settings.home, *settings.home.iterdir())}
+    assert modes == {
+        settings.home.name: 0o1777,
+        "landing": 0o700,
+        "invoices.csv": 0o644,
+        "warehouse-report.txt": 0o644,
+    }
+
+
 @contextmanager
 def as_member_of_the_group() -> Iterator[None]:
     """This process with the rights of another user; root may come back."""
