@@ -68,6 +68,10 @@ def summary(settings: Settings) -> Summary:
     if refused:
         healthy = False
         lines.append(str(refusal(refused)))
+    if log := published.readers_log(settings):
+        healthy = False
+        lines.append(f"Readers see what somebody wrote into their copy ({log.name}). Roll up:")
+        lines.append("  usage-pipeline rollup")
     last = last_publish(settings)
     if last is None:
         lines.append("Nothing is published yet.")
