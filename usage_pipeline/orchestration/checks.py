@@ -28,7 +28,7 @@ from usage_pipeline.rollup import (
 )
 
 GATE = "blocking_tests_pass"
-GATE_ASSET = dg.AssetKey(["usage", "usage_aggregations"])
+GATE_ASSET = dg.AssetKey(["reporting", "usage_summary"])
 FRESH = "yesterday_is_published"
 FRESH_ASSET = dg.AssetKey(["publishing", "snapshot"])
 RECONCILIATION = (
