@@ -1004,3 +1004,55 @@ def test_keys_with_nulls_are_unique_on_older_servers_too(settings: Settings) -> 
     change_warehouse(settings, "update usage_daily set event_count = 7")
     publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
     assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+def test_a_summary_that_moved_on_is_replaced_whole_and_stops_no_reader(settings: Settings) -> None:
+    def summary(cursor: Any) -> list[str]:
+        cursor.execute("select distinct as_of_date::text from usage.usage_summary")
+        return [day for (day,) in cursor.fetchall()]
+
+    def move_on(run: str) -> None:
+        change_warehouse(settings, "update usage_summary set as_of_date = as_of_date + 1")
+        publish(settings, [APRIL_1], run, "v1")
+        assert_equal_everywhere(settings)
+
+    rows = "insert into usage_summary select 'user', md5('u' || n)::uuid, null, 'week', 'm',"
+    rows += " '2025-04-01', now(), now(), n, 0, null, 1 from range(2000) as numbers (n)"
+    change_warehouse(settings, rows)
+    first_publish(settings)
+    children = "select inhrelid::regclass::text from pg_inherits order by 1"
+    reader, older = (psycopg2.connect(publish_database_url(settings)) for _ in range(2))
+    with reader, older, reader.cursor() as holds, older.cursor() as began_before:
+        older.set_session(isolation_level="REPEATABLE READ")
+        began_before.execute("select snapshot_id from usage.snapshot")  # but not the summary
+        query_postgres(settings, "create view usage.weeks as select * from usage.usage_summary")
+
+        move_on("run-2")
+        assert query_postgres(settings, children) == [("usage.usage_summary_1",)]
+        assert summary(began_before) == ["2025-04-01"]
+        older.rollback()
+
+        assert summary(holds) == ["2025-04-02"]
+        move_on("run-3")  # the reader keeps the table, and still reads
+        assert summary(holds) == ["2025-04-03"]
+        reader.rollback()
+
+        move_on("run-4")
+        assert query_postgres(settings, children) == [("usage.usage_summary_2",)]
+    reader.close()
+    older.close()
+    assert query_postgres(settings, "select count(*), min(as_of_date)::text from usage.weeks") == [
+        (2001, "2025-04-04")
+    ]
+    change_warehouse(settings, "update usage_summary set event_count = 5 where scope = 'platform'")
+    report = publish(settings, [APRIL_1], "run-5", "v1")
+    assert report.tables["usage_summary"] == TableChange(updated=1)
+    assert_equal_everywhere(settings)
+    change_warehouse(settings, "alter table usage_summary drop column change_ratio")
+    with pytest.raises(UsagePipelineError, match=r"view usage\.weeks depends on table"):
+        publish(settings, [APRIL_1], "run-6", "v1")
+    query_postgres(settings, "drop view usage.weeks")
+    publish(settings, [APRIL_1], "run-7", "v1")
+    assert_equal_everywhere(settings)
+    assert query_postgres(settings, children) == []

@@ -46,6 +46,7 @@ class PostgresTables:
         self._schema = schema
         self._rows_file = rows_file
         self._grants: dict[str, list[str]] = {}
+        self._loaded: dict[str, tuple[str, list[str]]] = {}
 
     def write(
         self,
@@ -82,8 +83,7 @@ class PostgresTables:
                 continue
             self._index(delta)
             if unstamped or (follows and delta.whole):
-                self._cursor.execute(f"delete from {self._name(delta.table.name)}")
-                self._load(db, source, delta)
+                self._replace(db, source, delta)
             elif not follows:
                 self._apply_comparison(db, source, delta)
             elif not delta.empty:
@@ -99,6 +99,7 @@ class PostgresTables:
         )
         self._grant()
         self._drop_retired()
+        self._attach()
 
     def _open(self) -> tuple[str | None, int]:
         """Lock the schema against other writers; gives the id and the version of what it holds."""
@@ -181,6 +182,8 @@ class PostgresTables:
         )
         for (kind,) in kinds:
             self._grants[relation] = self._granted(relation)
+            for child in self._children(relation):
+                self._cursor.execute(f"drop table {self._name(child)}")
             try:
                 name = self._name(relation)
                 self._alone(name, f"drop {kind} {name}", _ATTEMPTS)
@@ -244,9 +247,10 @@ class PostgresTables:
             self._name(table),
         )
 
-    def _index(self, delta: Delta) -> None:
-        """Create the indexes that the table lacks; after the first load, because that is faster."""
-        table = delta.table.name
+    def _index(self, delta: Delta, table: str = "") -> None:
+        """Create the indexes that the table, or another one for its rows, lacks; after the first
+        load, because that is faster."""
+        table = table or delta.table.name
         there = {
             name
             for (name,) in self._fetch(
@@ -255,30 +259,31 @@ class PostgresTables:
                 self._name(table),
             )
         }
-        for name, definition in self._indexes(delta):
+        for name, definition in self._indexes(delta, table):
             if name not in there:
                 self._cursor.execute(definition.format(index=name, table=self._name(table)))
 
-    def _indexes(self, delta: Delta) -> Iterator[tuple[str, str]]:
+    def _indexes(self, delta: Delta, name: str) -> Iterator[tuple[str, str]]:
         """Names and definitions. The key is one index that also finds its rows: by the date first,
         where the key has one, so that a night's rows lie side by side in it."""
         table = delta.table
         key = ", ".join(_key_columns(delta).values())
         if not table.nullable:
-            yield f"{table.name}_pkey", f"alter table {{table}} add primary key ({key})"
+            yield f"{name}_pkey", f"alter table {{table}} add primary key ({key})"
         elif self._cursor.connection.server_version >= NULLS_NOT_DISTINCT:
             unique = "create unique index {index} on {table}"
-            yield f"{table.name}_grain", f"{unique} ({key}) nulls not distinct"
+            yield f"{name}_grain", f"{unique} ({key}) nulls not distinct"
         else:  # rows with a null are unique by an index of their own
             unique = "create unique index {index} on {table}"
-            yield f"{table.name}_grain", f"{unique} ({key})"
+            yield f"{name}_grain", f"{unique} ({key})"
             nulls = " or ".join(f"{column} is null" for column in table.nullable)
             values = ", ".join(f"({value})" for value in _key_values(delta))
-            yield f"{table.name}_nulls", f"{unique} ({values}) where {nulls}"
+            yield f"{name}_nulls", f"{unique} ({values}) where {nulls}"
         dated = () if table.dated in (None, table.key[0]) else ((table.dated,),)
         for columns in (*dated, *table.indexes):
-            name = f"{table.name}_{'_'.join(map(str, columns))}_idx"
-            yield name, f"create index {{index}} on {{table}} ({', '.join(map(str, columns))})"
+            columns_index = f"{name}_{'_'.join(map(str, columns))}_idx"
+            listed = ", ".join(map(str, columns))
+            yield columns_index, f"create index {{index}} on {{table}} ({listed})"
 
     def _drop_retired(self) -> None:
         """Drop the indexes of earlier releases, or leave them to a later publish when a reader
@@ -306,6 +311,52 @@ class PostgresTables:
         if delta.change.updated or delta.change.inserted:
             come = f"from {delta.changes} where side > 0 and {elsewhere}"
             self._copy(db, f"{come} order by {_order(delta)}", target, delta.columns)
+
+    def _replace(self, db: duckdb.DuckDBPyConnection, source: str, delta: Delta) -> None:
+        """Replace all rows. Those of a table that is replaced night by night are loaded into a new
+        child of it, whose indexes are built at once; readers find it there from the commit on."""
+        table, target = delta.table, self._name(delta.table.name)
+        there = self._children(table.name)
+        empty = [c for c in there if not self._fetch(f"select 1 from only {self._name(c)} limit 1")]
+        self._cursor.execute(f"delete from {target}")
+        if table.as_of is None:
+            self._load(db, source, delta, ordered=True)
+            return
+        names = (f"{table.name}_{number}" for number in range(1, len(there) + 2))
+        child = next(name for name in names if name not in there)
+        self._cursor.execute(f"create table {self._name(child)} (like {target})")
+        self._load(db, source, delta, into=self._name(child))
+        self._index(delta, child)
+        self._cursor.execute(f"analyze {self._name(child)}")
+        self._loaded[table.name] = (child, empty)
+
+    def _attach(self) -> None:
+        """Make loaded tables children of theirs, in the place of those that were emptied before
+        this publish: a transaction that began before it still finds the rows of then.
+
+        Readers wait for the commit only. When one keeps its table too long, the rows are copied.
+        """
+        for table, (child, empty) in self._loaded.items():
+            target, loaded = self._name(table), self._name(child)
+            dropped = "".join(f"; drop table {self._name(name)}" for name in empty)
+            try:
+                # Nobody may be between looking for the children and reading them.
+                lock = f"lock table {target} in access exclusive mode"
+                self._alone(target, f"{lock}; alter table {loaded} inherit {target}{dropped}", 1)
+            except UsagePipelineError:
+                self._cursor.execute(
+                    f"insert into {target} select * from {loaded}; drop table {loaded}"
+                )
+
+    def _children(self, table: str) -> list[str]:
+        return [
+            str(name)
+            for (name,) in self._fetch(
+                "select relname from pg_inherits join pg_class on pg_class.oid = inhrelid"
+                " where inhparent = to_regclass(%s) order by relname",
+                self._name(table),
+            )
+        ]
 
     def _apply_comparison(self, db: duckdb.DuckDBPyConnection, source: str, delta: Delta) -> None:
         """Write what differs between the table and all rows of the snapshot, if anything."""

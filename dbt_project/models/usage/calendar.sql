@@ -1,4 +1,4 @@
-{{ config(tags=['current']) }}
+{{ config(materialized='table', tags=['current']) }}
 
 with landed as (
     select max(usage_date) as last_day from {{ ref('stg_landed_days') }}
