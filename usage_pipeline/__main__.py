@@ -6,7 +6,7 @@ from usage_pipeline.infra import interrupts
 def main() -> None:
     """`usage-pipeline`."""
     interrupts.install()
-    from usage_pipeline.cli import main as run
+    from usage_pipeline.cli.main import main as run
 
     run()
 

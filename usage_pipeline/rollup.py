@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
 
-from usage_pipeline.audit import places, reconciliation
+from usage_pipeline.audit import notices, places, reconciliation
 from usage_pipeline.audit.places import Unlike
 from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
@@ -296,6 +296,7 @@ class Rollup:
                 if known is None or _badness(result) > _badness(known):
                     worst[result.unique_id] = result
         worst |= {result.unique_id: result for result in self._reconcile(ranges)}
+        notices.record_audit(self.settings, worst.values())
         if not blocking_failures(worst.values()):
             self._audited_revision = revision
         return list(worst.values())

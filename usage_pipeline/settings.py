@@ -25,6 +25,8 @@ DEFAULT_START_DATE = date(2024, 1, 1)
 _START_OF_HOME = "start_date"
 # Both are whatever the machine says, and the leap-second zones are no local time at all.
 _NO_ZONES = re.compile(r"localtime|posixrules|Factory|(posix|right)/.*", re.IGNORECASE)
+# Of USAGE_HOME: other characters mean something in SQL, URLs, patterns of files or shells.
+_PLAIN_PATH = re.compile(r"[\w/.+=@~: -]+")
 _POSTGRES_URL = (
     "a URL such as postgresql://user:password@host:5432/app, with the characters @ : / ? # % of a "
     "password percent-encoded (%40 is @), and no parameter that libpq does not know"
@@ -47,7 +49,10 @@ _ACCEPTED = {
     "usage_max_lost_share": "a share from 0 to 1, such as 0.5",
     "usage_landing_retention_days": "a number of days from 1 to 36500; unset keeps every day",
     "usage_run_retention_days": "a number of days from 1 to 36500",
-    "usage_home": "the path of a directory, which need not exist yet",
+    "usage_home": (
+        "the path of a directory, which need not exist yet, of letters, digits, spaces and the "
+        "characters / . _ - + = @ ~ : from the root on"
+    ),
     "usage_serving_group": "the name of a group of this machine; unset, its owner alone reads",
     "usage_meters_file": "the path of an existing YAML file",
 }
@@ -196,6 +201,8 @@ class Settings(BaseSettings):
         existing = next(path for path in (value, *value.parents) if path.exists())
         if not existing.is_dir():
             raise ValueError("a file is in the way")
+        if not _PLAIN_PATH.fullmatch(str(value)):
+            raise ValueError("a character that is not taken")
         return value
 
     @field_validator("meters_file")
@@ -318,6 +325,11 @@ class Settings(BaseSettings):
         return self.home / "published.duckdb"
 
     @property
+    def audit_path(self) -> Path:
+        """What the last audit found; see `audit.notices`."""
+        return self.home / "audit.json"
+
+    @property
     def serving_dir(self) -> Path:
         return self.home / "serving"
 
@@ -400,8 +412,11 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).lower()
-        given = "a value that is not shown" if name in _SECRET_VARIABLES else repr(first["input"])
+        given = first["input"]
+        if isinstance(given, Path):  # the default, which has no name of its own
+            name, given = f"usage_{name}", str(given)
+        shown = "a value that is not shown" if name in _SECRET_VARIABLES else repr(given)
         raise UsagePipelineError(
-            f"{name.upper()} is {given}, which is not accepted",
+            f"{name.upper()} is {shown}, which is not accepted",
             f"Set it to {_ACCEPTED.get(name, 'a valid value')}" + " in the environment or in .env",
         ) from None

@@ -11,7 +11,10 @@ from uuid import UUID
 import duckdb
 import pytest
 from support import AppDatabase, build, day, roll_up, snapshot_query
+from typer.testing import CliRunner
 
+from usage_pipeline.audit.notices import notices
+from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup, blocking_failures
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
@@ -23,8 +26,8 @@ USER = str(UUID(int=7))
 
 
 @pytest.fixture(scope="module")
-def settings(new_database: Any, make_settings: Any) -> Settings:
-    """One day with two events and a subscription, published."""
+def source(new_database: Any) -> AppDatabase:
+    """One day with two events and a subscription."""
     database: AppDatabase = new_database()
     database.insert("users", [(USER, None, "2024-02-01T00:00Z", None)])
     database.insert(
@@ -34,9 +37,13 @@ def settings(new_database: Any, make_settings: Any) -> Settings:
         "usage_events",
         [(str(UUID(int=n)), USER, None, "api_call", None, n, "2024-03-30T12:00Z") for n in (1, 2)],
     )
-    made: Settings = make_settings(
-        USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30"
-    )
+    return database
+
+
+@pytest.fixture(scope="module")
+def settings(source: AppDatabase, make_settings: Any) -> Settings:
+    """That day, published."""
+    made: Settings = make_settings(USAGE_APP_DATABASE_URL=source.url, USAGE_START_DATE="2024-03-30")
     roll_up(made, day("2024-03-30"))
     return made
 
@@ -62,6 +69,9 @@ def test_a_failing_test_keeps_no_other_from_its_result(settings: Settings) -> No
         "rollup_equals_landing",
     } <= failed
     assert any(name.startswith("unique_grain_usage_daily_") for name in failed)
+    said = notices(settings)
+    assert "retention_is_at_most_all: 1 row, blocks publishing" in said
+    assert {notice.partition(":")[0] for notice in said} >= failed
     with pytest.raises(UsagePipelineError, match="Blocking checks failed: "):
         rollup.publish("refused")
     roll_up(settings, day("2024-03-30"))  # and is good again
@@ -172,6 +182,7 @@ def test_a_test_without_result_shuts_the_gate(settings: Settings) -> None:
     rollup.transformer.data_tests = lambda: {*known, silent}  # type: ignore[method-assign]
     results = rollup.audit()
     assert [result.unique_id for result in blocking_failures(results)] == [silent]
+    assert "nobody_ran_this: gave no result, blocks publishing" in notices(settings)
     with pytest.raises(UsagePipelineError, match="nobody_ran_this"):
         rollup.publish("refused")
 
@@ -206,6 +217,37 @@ def test_only_what_can_change_a_number_changes_the_version(
         pytest.fail(f"{file} does not hold {old!r}")
     path.write_text(text.replace(old, new, 1))
     assert (Transformer(settings).version != before) is changes
+
+
+def test_what_warns_is_said_at_the_prompt_as_in_the_checks(
+    source: AppDatabase, settings: Settings
+) -> None:
+    """A week after a day of two events: five, one of them of a type that nobody knows."""
+    source.execute("alter table usage_events alter event_type type text")
+    roll_up(settings, day("2024-03-31"))
+    assert not any("schema" in notice or "row_count" in notice for notice in notices(settings))
+    source.insert(
+        "usage_events",
+        [
+            (str(UUID(int=20 + n)), USER, None, kind, None, 1, "2024-04-06T12:00Z")
+            for n, kind in enumerate(["api_call"] * 4 + ["[mystery]"])
+        ],
+    )
+    source.execute("alter table users add column nickname text")
+    roll_up(settings, day("2024-04-06"))
+    said = [
+        "no_invalid_events: 1 row",
+        "row_count_is_usual: 2024-04-06 has 5 events, 2 are usual",
+        "source_schema_is_unchanged: public.users.nickname is new (text)",
+        "event_types_are_known: 1 of '[mystery]', 2024-04-06 to 2024-04-06",
+    ]
+    assert set(said) <= set(notices(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USAGE_HOME", str(settings.home))
+        patch.setenv("USAGE_START_DATE", "2024-03-30")
+        patch.setenv("USAGE_APP_DATABASE_URL", source.url)
+        shown = CliRunner().invoke(app, ["status"]).output.splitlines()
+    assert {f"  {notice}" for notice in said} <= set(shown)
 
 
 def test_retention_counts_both_sides_among_the_same_users(

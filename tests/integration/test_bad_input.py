@@ -32,6 +32,7 @@ class CommandLine:
 
     home: Path
     variables: dict[str, str]
+    within: tuple[str, ...] = ()
     before: tuple[int, bytes] = field(init=False)
 
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,7 @@ class CommandLine:
             **variables,
         }
         return subprocess.run(
-            [sys.executable, "-m", "usage_pipeline", *arguments],
+            [*self.within, sys.executable, "-m", "usage_pipeline", *arguments],
             env=environment,
             cwd=self.home.parent,
             capture_output=True,
@@ -397,6 +398,20 @@ def test_a_full_disk(cli: CommandLine, small_disk: Path) -> None:
     result = full("rollup", *RANGE)
     assert result.returncode == 0, result.stderr
     assert totals(full) == [(3, 2)]
+
+
+def test_a_limit_on_the_size_of_files_is_named_as_one(cli: CommandLine) -> None:
+    """It meets dbt in its parse of another meters file, after two days were landed."""
+    limited = ("sh", "-c", 'ulimit -f 64; exec "$@"', "sh")
+    meters = cli.home.parent / "other_meters.yml"
+    meters.write_text("meters:\n  - {key: calls, event_type: api_call, aggregation: count}\n")
+    CommandLine(cli.home, cli.variables, limited).refuses(
+        "rollup",
+        *RANGE,
+        says=f"A file below {cli.home} would be larger than this process may write",
+        remedy="Raise its file-size limit",
+        USAGE_METERS_FILE=str(meters),
+    )
 
 
 def totals(cli: CommandLine) -> list[tuple[Any, ...]]:

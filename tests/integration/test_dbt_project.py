@@ -76,7 +76,8 @@ def _empty_landing(settings: Settings) -> None:
         settings.landing_dir / "subscriptions.parquet": "id text, user_id text, org_id text, "
         "plan text, status text, created_date date, canceled_date date",
         settings.landing_dir
-        / "plan_limits.parquet": "plan text, metric_type text, limit_quantity decimal(38,9)",
+        / "plan_limits.parquet": "plan text, metric_type text, limit_quantity decimal(38,9), "
+        "limit_raw text",
         settings.landing_dir
         / "calendar.parquet": "calendar_date date, starts_at timestamptz, ends_at timestamptz",
     }

@@ -26,7 +26,7 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import erased_users
 from usage_pipeline.landing.erasing import days_of_user, erase_user

@@ -335,13 +335,14 @@ def test_of_rows_that_tie_the_same_one_wins_in_whatever_order_they_were_written(
     assert kept.fetchall() == [("2", '{"n": 1}')]
 
 
-def test_unusable_instants_and_limits_of_accounts_are_landed_as_unknown(
+def test_unusable_instants_of_accounts_are_landed_as_unknown_and_limits_with_their_text(
     new_database: Any, make_settings: Any
 ) -> None:
     database: AppDatabase = new_database()
     database.execute("""
         insert into users values (gen_random_uuid(), null, '-infinity', 'infinity');
-        insert into plan_limits values ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5)
+        insert into plan_limits values
+            ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5), ('d', 'm', null)
     """)
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
     land_accounts(settings)
@@ -349,8 +350,11 @@ def test_unusable_instants_and_limits_of_accounts_are_landed_as_unknown(
     assert duckdb.sql(
         f"select created_at, deleted_at, created_date, deleted_date from '{users}'"
     ).fetchall() == [(None, None, None, None)]
-    assert duckdb.sql(f"select limit_quantity from '{limits}' order by plan").fetchall() == [
-        (None,),
-        (None,),
-        (Decimal("12.5"),),
+    assert duckdb.sql(
+        f"select limit_quantity, limit_raw from '{limits}' order by plan"
+    ).fetchall() == [
+        (None, f"1{'0' * 100}"),
+        (None, "NaN"),
+        (Decimal("12.5"), None),
+        (None, None),
     ]

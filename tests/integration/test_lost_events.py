@@ -20,7 +20,7 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.extraction import land_events
@@ -348,6 +348,11 @@ def test_an_operator_is_told_and_decides(
     status = CliRunner().invoke(app, ["status"])
     assert status.exit_code == 1
     assert "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events" in status.output
+
+    compared = command("reconcile", OLD)
+    assert compared.exit_code == 1
+    assert "source 0 events, 0; landed" in compared.output
+    assert "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events" in compared.output
 
     asked = command("rollup", OLD)  # a day of which nothing can be built
     assert asked.exit_code == 1

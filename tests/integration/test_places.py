@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from usage_pipeline.app_db.sample import load_sample
 from usage_pipeline.audit.places import LINES_A_TABLE, PLACES, Unlike
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup

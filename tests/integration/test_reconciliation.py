@@ -14,7 +14,7 @@ from support import AppDatabase, assert_published_alike, build, roll_up, snapsho
 from typer.testing import CliRunner
 
 from usage_pipeline.audit.reconciliation import Line
-from usage_pipeline.cli import app
+from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
 from usage_pipeline.rollup import ROLLUP_EQUALS_LANDING, Rollup, blocking_failures
 from usage_pipeline.settings import Settings

@@ -28,6 +28,7 @@ from support import (
     snapshot_tables,
 )
 
+from usage_pipeline.audit.notices import notices
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import data_files, landed_manifests
@@ -464,7 +465,7 @@ def test_an_invalid_event_that_moved_is_one_row_of_its_new_day(
     assert landed_manifests(settings)[date(2024, 3, 30)].rows == 1
 
 
-def test_accounts_without_a_usable_beginning_stop_nothing_and_are_in_no_total(
+def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
     new_database: Any, make_settings: Any
 ) -> None:
     database: AppDatabase = new_database()
@@ -475,10 +476,18 @@ def test_accounts_without_a_usable_beginning_stop_nothing_and_are_in_no_total(
     )
     database.insert("orgs", [(user, "endless", "-infinity", "infinity")])
     database.insert("subscriptions", [(user, user, None, "pro", "active", "-infinity", "infinity")])
-    database.insert("plan_limits", [("pro", "api_call", "1e100")])
+    limits = (("pro", "1e100"), ("gold", "NaN"), ("basic", "100"), ("endless", None))
+    database.insert("plan_limits", [(plan, "api_call", limit) for plan, limit in limits])
     database.insert("usage_events", [(user, user, None, "api_call", None, 1, "2024-03-30T12:00Z")])
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    roll_up(settings, day("2024-03-30"))
+    rollup = build(settings, day("2024-03-30"))
+    warned = {r.name: r.failures for r in rollup.audit() if r.status == "warn"}
+    # two users, the organisation and the subscription; two limits
+    assert warned["accounts_have_a_beginning"] == 4
+    assert warned["plan_limits_can_be_held"] == 2
+    said = {"accounts_have_a_beginning: 4 rows", "plan_limits_can_be_held: 2 rows"}
+    assert said <= set(notices(settings))
+    rollup.publish("test")
     assert_published_alike(settings, database.url)
     assert snapshot_query(
         settings,

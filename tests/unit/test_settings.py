@@ -38,6 +38,10 @@ def utc(text: str) -> datetime:
         ("USAGE_PUBLISH_SCHEMA", "public", "public and the schemas of Postgres are refused"),
         ("USAGE_HOME", "/dev/null", "the path of a directory"),
         ("USAGE_HOME", "/etc/hostname/data", "the path of a directory"),
+        ("USAGE_HOME", "/tmp/it's", "letters, digits, spaces and the characters /"),
+        ("USAGE_HOME", "/tmp/100%", "letters, digits, spaces and the characters /"),
+        ("USAGE_HOME", '/tmp/"data"', "letters, digits, spaces and the characters /"),
+        ("USAGE_HOME", "/tmp/{data}/*", "letters, digits, spaces and the characters /"),
         ("USAGE_METERS_FILE", "/nowhere/meters.yml", "an existing YAML file"),
         ("USAGE_LAND_EVENT_DATA", "perhaps", "true or false"),
         ("USAGE_LANDING_RETENTION_DAYS", "0", "unset keeps every day"),
@@ -57,6 +61,15 @@ def test_a_bad_value_is_named_with_what_is_accepted(
     assert repr(value) in message
     assert accepted in message
     assert "\n" not in message
+
+
+def test_an_unusable_directory_above_the_default_home_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "50%").mkdir()
+    monkeypatch.chdir(tmp_path / "50%")
+    with pytest.raises(UsagePipelineError, match=r"^USAGE_HOME is 'data', which is not accepted"):
+        load_settings()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def _running(settings: Settings) -> Any:
     server = _servers.get(home)
     if server is not None and _lives(server):
         return server
+    if " " in str(home):  # the package that starts it does not quote its socket's directory
+        raise UsagePipelineError(
+            f"The embedded Postgres cannot run in {home}, a path with a space",
+            "Set USAGE_HOME to one without, or USAGE_APP_DATABASE_URL and DAGSTER_PG_URL to a "
+            "server of your own",
+        )
     home.mkdir(parents=True, exist_ok=True)
     with _starting_or_stopping(home):
         if home not in _uses:

@@ -55,10 +55,19 @@ def replace_text(settings: Settings, path: Path, text: str) -> None:
 
 def disk_is_full(error: Exception) -> bool:
     """Whether this failure, of Python or of DuckDB, comes from a full disk, quota or file limit."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return any(os.strerror(number) in str(error) for number in full)
+    return no_room(str(error), Path()) is not None
+
+
+def no_room(words: str, folder: Path) -> UsagePipelineError | None:
+    """A full disk, quota or file limit behind what Python, DuckDB or dbt say of a failure."""
+    if os.strerror(errno.EFBIG) in words:
+        return UsagePipelineError(
+            f"A file below {folder} would be larger than this process may write",
+            "Raise its file-size limit (`ulimit -f` shows it) and run again",
+        )
+    if any(os.strerror(number) in words for number in (errno.ENOSPC, errno.EDQUOT)):
+        return UsagePipelineError(f"The disk of {folder} is full", "Free space and run again")
+    return None
 
 
 @contextmanager
@@ -66,11 +75,10 @@ def room_on_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, duckdb.IOException) as error:
-        if not disk_is_full(error):
+        failure = no_room(str(error), folder)
+        if failure is None:
             raise
-        raise UsagePipelineError(
-            f"The disk of {folder} is full", "Free space and run again"
-        ) from error
+        raise failure from error
 
 
 @contextmanager

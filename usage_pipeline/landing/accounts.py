@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-import pyarrow.parquet
-
 from usage_pipeline.app_db.fingerprints import FITS
 from usage_pipeline.app_db.session import open_source, scan, source_query
 from usage_pipeline.infra.disk import scratch
-from usage_pipeline.infra.duckdb_files import write_parquet
+from usage_pipeline.infra.duckdb_files import quoted, write_parquet
 from usage_pipeline.landing.erased_users import leave_out_erased
 from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
 from usage_pipeline.settings import Settings
 
+LIMIT, LIMIT_RAW = "limit_quantity", "limit_raw"
 ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 
 
@@ -43,12 +42,15 @@ def land_accounts(
                 ]
                 remote = ", ".join(_usable(column) for column in columns)
                 others = [c for c in columns if c not in ids]
+                others += [LIMIT_RAW] if LIMIT in columns else []
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {scan(query)}"
                 path = work / f"{table}.parquet"
                 write_parquet(source.db, f"({select})", path)
                 leave_out_erased(settings, table, path)
-                rows[table] = pyarrow.parquet.read_metadata(path).num_rows
+                ((rows[table],),) = source.db.execute(
+                    f"select count(*) from read_parquet('{quoted(path)}')"
+                ).fetchall()
         with replacing:
             for table in ACCOUNT_TABLES:
                 name = f"{table}.parquet"
@@ -57,11 +59,14 @@ def land_accounts(
 
 
 def _usable(column: str) -> str:
-    """A column of an account, judged in Postgres: what no table can hold is landed as null, an
-    instant as unknown and a limit as none."""
-    if column == "limit_quantity":
+    """A column of an account, judged in Postgres: what no table can hold is landed as null, and
+    a limit, whose null means something, as its text beside it."""
+    if column == LIMIT:
         fits = FITS.replace("quantity", column)
-        return f"(case when {fits} then {column} end)::numeric(38,9) as {column}"
+        return (
+            f"(case when {fits} then {column} end)::numeric(38,9) as {column}, "
+            f"case when not ({fits}) then {column}::text end as {LIMIT_RAW}"
+        )
     if column.endswith("_at"):
         return f"case when isfinite({column}) then {column} end as {column}"
     return column

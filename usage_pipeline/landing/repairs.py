@@ -13,10 +13,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
+
 from usage_pipeline.app_db.fingerprints import source_fingerprints
 from usage_pipeline.app_db.session import count_changes
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.infra.disk import disk_is_full
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.landing import lost_events
 from usage_pipeline.landing.landed_days import (
@@ -164,6 +167,9 @@ def moved_from(
         extracted: the manifests of the new days.
         folder: where their partitions are.
         apart_from: days that are extracted already.
+
+    Raises:
+        UsagePipelineError: a landed file is damaged; names it.
     """
     new = [
         path
@@ -191,11 +197,19 @@ def moved_from(
             searched.append("select event_id, usage_date from published.main.invalid_usage_events")
         if not searched:
             return {}
-        rows = db.execute(
-            "select old.usage_date, count(distinct id), list(distinct new.usage_date)"
-            f" from ({' union all '.join(searched)}) as old (id, usage_date)"
-            f" inner join ({_ids(new)}) as new using (id) group by old.usage_date"
-        ).fetchall()
+        try:
+            rows = db.execute(
+                "select old.usage_date, count(distinct id), list(distinct new.usage_date)"
+                f" from ({' union all '.join(searched)}) as old (id, usage_date)"
+                f" inner join ({_ids(new)}) as new using (id) group by old.usage_date"
+            ).fetchall()
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            if disk_is_full(error):
+                raise
+            raise UsagePipelineError(
+                f"What is landed cannot be read: {str(error).splitlines()[0]}",
+                "Delete the named landing file; the next run extracts that day again",
+            ) from error
     return {day: Moved(events, frozenset(to)) for day, events, to in rows if day in known}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date
 from decimal import Decimal
 
 from usage_pipeline.audit.freshness import freshness, last_publish
@@ -33,20 +33,6 @@ def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
             "from platform_usage_monthly where month >= ? and month < ? "
             "order by month, metric_type",
             [days.start, days.end],
-        ).fetchall()
-
-
-def unknown_event_types(settings: Settings, age: timedelta) -> list[tuple[str, int, date, date]]:
-    """Published events set aside for their type and first seen no longer ago than this: type,
-    events, first and last day; most events first."""
-    if not published.exists(settings):
-        return []
-    with published.connect(settings) as db:
-        return db.execute(
-            "select event_type, count(*), min(usage_date), max(usage_date) "
-            "from invalid_usage_events where reason = 'event_type is not known' "
-            "and detected_at >= ? group by event_type order by 2 desc, 1",
-            [datetime.now(UTC) - age],
         ).fetchall()
 
 

@@ -23,7 +23,7 @@ import yaml
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
-from usage_pipeline.infra.disk import replace_text, scratch
+from usage_pipeline.infra.disk import no_room, replace_text, scratch
 from usage_pipeline.infra.timings import Timings
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.meters.version import dbt_vars, meters_version
@@ -130,10 +130,7 @@ class Transformer:
         results = self._invoke("run", "--select", selection, *window)
         failed = [result for result in results if result.status == "error"]
         if failed:
-            raise UsagePipelineError(
-                f"The model {failed[0].name} failed: {_first_line(failed[0].message)}",
-                _remedy(failed[0].message),
-            )
+            raise self._failure(f"The model {failed[0].name} failed", failed[0].message)
         return results
 
     def test(self, days: DayRange) -> list[NodeResult]:
@@ -227,8 +224,8 @@ class Transformer:
         runner = dbtRunner(manifest=None if parsing else _as_parsed(self._loaded_manifest()))
         outcome = runner.invoke(
             [
-                "--quiet",
-                "--no-use-colors",
+                "--log-level",  # its words are in the results; a failure is told once, by us
+                "none",
                 "--log-level-file",
                 "none",
                 "--no-version-check",
@@ -250,13 +247,16 @@ class Transformer:
         # can have it open.
         DuckDBConnectionManager.close_all_connections()
         if outcome.exception:
-            raise UsagePipelineError(
-                f"dbt {arguments[0]} failed: {_first_line(str(outcome.exception))}",
-                _remedy(str(outcome.exception)),
-            ) from outcome.exception
+            failure = self._failure(f"dbt {arguments[0]} failed", str(outcome.exception))
+            raise failure from outcome.exception
         if parsing:
             self._manifest = cast("Manifest", outcome.result)
         return outcome.result
+
+    def _failure(self, what: str, words: str) -> UsagePipelineError:
+        return no_room(words, self.settings.home) or UsagePipelineError(
+            f"{what}: {_first_line(words)}", _remedy(words)
+        )
 
     def dbt_vars(self) -> dict[str, Any]:
         return {
@@ -343,7 +343,7 @@ def _first_line(message: str) -> str:
 def _remedy(message: str) -> str:
     if ".parquet" in message:
         return "Delete the named landing file; the next run extracts that day again"
-    if "No space left" in message or "out of disk" in message.lower():
+    if "out of disk" in message.lower():
         return "Free disk space and run again; what is published stays as it was"
     if "Could not set lock" in message or "Conflicting lock" in message:
         return "Close whatever has warehouse.duckdb open; read serving/usage.duckdb instead"

@@ -1,0 +1,8 @@
+{{ config(severity='warn', tags=['informative']) }}
+
+select
+    plan,
+    metric_type,
+    limit_raw
+from {{ ref('stg_plan_limits') }}
+where limit_raw is not null

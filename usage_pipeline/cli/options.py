@@ -1,0 +1,67 @@
+"""What commands take: days, a month, and settings that are valid."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Annotated
+
+import typer
+
+from usage_pipeline.cli.show import print_error
+from usage_pipeline.days import DayRange
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.landing.landed_days import check_range
+from usage_pipeline.meters.file import load_meters
+from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, load_settings
+
+WRONG_USAGE = 2  # as for options that do not parse
+
+
+def _day(text: str) -> date:
+    return _possible(text, text, "date; write YYYY-MM-DD")
+
+
+def _month(text: str) -> date:
+    return _possible(text, f"{text}-01", "month; write YYYY-MM")
+
+
+def _possible(text: str, first_day: str, what: str) -> date:
+    try:
+        day = date.fromisoformat(first_day)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a {what}") from None
+    if day < FIRST_POSSIBLE_DAY:
+        raise typer.BadParameter(f"{text} is before {FIRST_POSSIBLE_DAY}, the first possible day")
+    return day
+
+
+FirstDay = Annotated[
+    date | None,
+    typer.Option(parser=_day, metavar="DATE", help="First day; default the one before the end."),
+]
+DayAfterLast = Annotated[
+    date | None,
+    typer.Option(parser=_day, metavar="DATE", help="The day after the last; default today."),
+]
+Month = Annotated[date, typer.Option(parser=_month, metavar="YYYY-MM", help="The month.")]
+
+
+def valid_settings() -> Settings:
+    """Settings and meters that are valid, before anything is begun."""
+    settings = load_settings()
+    load_meters(settings)
+    return settings
+
+
+def days_of(settings: Settings, start: date | None, end: date | None) -> DayRange:
+    """The days `[start, end)`; the command ends here when they cannot be rolled up."""
+    last = end or settings.today()
+    if start is None:
+        start = last - timedelta(days=1)
+    days = DayRange(start, last)
+    try:
+        check_range(settings, days)
+    except UsagePipelineError as error:
+        print_error(error)
+        raise typer.Exit(WRONG_USAGE) from None
+    return days
