@@ -90,7 +90,7 @@ def test_every_asset_has_description_owner_kinds_and_one_of_the_seven_groups(gra
 
 def test_every_served_table_and_output_is_an_asset(graph: Any) -> None:
     names = {key.path[-1] for key in graph.materializable_asset_keys}
-    assert {"usage_daily", "usage_monthly", "usage_aggregations", "usage_summary"} <= names
+    assert {"usage_daily", "usage_monthly", "usage_summary"} <= names
     assert {"snapshot", "parquet", "postgres", "user_exports", "usage_events"} <= names
 
 
@@ -199,7 +199,7 @@ def test_job_selections(defs: dg.Definitions) -> None:
     }
     assert {"usage_events", "users", "stg_usage_events", "usage_daily"} <= selected[NIGHTLY]
     assert not selected[NIGHTLY] & {"usage_monthly", "usage_summary", "snapshot"}
-    assert {"usage_monthly", "usage_summary", "usage_aggregations"} <= selected[MONTHLY]
+    assert {"usage_monthly", "usage_summary"} <= selected[MONTHLY]
     assert {"snapshot", "parquet", "postgres"} <= selected[MONTHLY]
     assert not selected[MONTHLY] & {"usage_events", "usage_daily", "user_exports"}
     assert selected[EXPORTS] == {"user_exports"}
