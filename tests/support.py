@@ -112,7 +112,8 @@ def triggers(settings: Settings) -> dict[str, Any]:
     partitions = Partitions(settings)
     schedules = build_schedules(settings, partitions)
     sensors = build_sensors(settings, build_jobs(partitions))
-    return {trigger.name: trigger for trigger in (*schedules, *sensors)}
+    made: list[Any] = [*schedules, *sensors]
+    return {trigger.name: trigger for trigger in made}
 
 
 def snapshot_query(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
@@ -131,7 +132,7 @@ def snapshot_tables(settings: Settings) -> dict[str, list[Row]]:
 
 def parquet_tables(settings: Settings) -> dict[str, list[Row]]:
     """All published tables of serving/parquet, rows sorted; a dated table may have no file."""
-    found = {}
+    found: dict[str, list[Row]] = {}
     with duckdb.connect() as db:
         db.execute("set TimeZone = 'UTC'")
         for table in SERVED_TABLES:
@@ -151,7 +152,7 @@ def postgres_tables(url: str, schema: str = "usage") -> dict[str, list[Row]]:
     connection = psycopg2.connect(url)
     try:
         with connection, connection.cursor() as cursor:
-            found = {}
+            found: dict[str, list[Row]] = {}
             for name in RELATIONS:
                 cursor.execute(f'select * from "{schema}".{name}')
                 found[name] = _rows(cursor)

@@ -660,11 +660,8 @@ def test_a_view_of_another_role_in_the_schema_does_not_stop_publishing(settings:
 
 def test_a_missing_table_and_an_unreachable_database_are_explained(settings: Settings) -> None:
     url = "postgresql://u:secret@127.0.0.1:1/app"
-    unreachable = settings.model_copy(
-        update={
-            "publish_database_url": Settings(USAGE_PUBLISH_DATABASE_URL=url).publish_database_url
-        }  # type: ignore[call-arg]
-    )
+    other = Settings(USAGE_PUBLISH_DATABASE_URL=url)  # type: ignore[call-arg]
+    unreachable = settings.model_copy(update={"publish_database_url": other.publish_database_url})
     with pytest.raises(UsagePipelineError, match="USAGE_PUBLISH_DATABASE_URL") as caught:
         first_publish(unreachable)
     assert "secret" not in str(caught.value)

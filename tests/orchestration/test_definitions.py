@@ -180,12 +180,12 @@ def test_days_feed_the_month_that_holds_them(graph: Any) -> None:
 
 
 def test_what_opens_the_warehouse_to_write_holds_the_pool(defs: dg.Definitions) -> None:
-    pools = {
-        step.name: step.pool
+    steps: list[Any] = [
+        node.definition
         for job in (NIGHTLY, MONTHLY)
-        for step in defs.resolve_job_def(job).nodes_in_topological_order
-        for step in [step.definition]
-    }
+        for node in defs.resolve_job_def(job).nodes_in_topological_order
+    ]
+    pools = {step.name: step.pool for step in steps}
     writers = {"staging_views", "daily_models", "monthly_models", "current_models"}
     writers |= {"publish", "audit"}
     assert writers <= pools.keys()
@@ -210,4 +210,5 @@ def test_job_selections(defs: dg.Definitions) -> None:
 
 def test_resources_can_be_replaced(settings: Settings) -> None:
     sentinel = object()
-    assert build_defs(settings, {"rollup": sentinel}).resources["rollup"] is sentinel
+    replaced = build_defs(settings, {"rollup": sentinel}).resources or {}
+    assert replaced["rollup"] is sentinel

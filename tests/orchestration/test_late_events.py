@@ -53,7 +53,7 @@ class Source:
         """What one evaluation asks for. As the daemon does, keeps the cursor and makes a run for
         each request, with a key that no run had before; or it ends before it makes them."""
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
-            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]  # type: ignore[union-attr]
+            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]
             self.cursor = context.cursor
         for request in asked:
             assert request.run_key
