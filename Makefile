@@ -48,12 +48,12 @@ $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.lock
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
-bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; over an hour of a quiet machine.
+bench: $(VENV)/.bench-installed ## Speed beside its peers, for docs/benchmarks.md; an hour of a quiet machine.
 	$(BIN)/python -m bench --output docs
 	$(BIN)/python docs/generate.py
 
-bench-quick: $(VENV)/.bench-installed ## A tenth of the data, once; without growth, exports and demo.
-	$(BIN)/python -m bench --scale 0.1 --repeats 1 --parts landing,rollup,small,history,nights,publish
+bench-quick: $(VENV)/.bench-installed ## A tenth of the data, once; without histories, exports and demo.
+	$(BIN)/python -m bench --scale 0.1 --rounds 1 --parts landing,rollup,small,rebuild,night,empty,publish
 
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --no-header --no-strip-extras pyproject.toml

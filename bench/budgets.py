@@ -9,17 +9,19 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit that a figure has to keep.
+    """A limit that a figure has to keep, and one that it is to come to.
 
     Attributes:
         sentence: of the specification.
         limit: the figure's greatest value, or its least.
-        least: whether it is the least.
+        aim: what is better still; None where the limit is all that is asked.
+        least: whether limit and aim are least values.
         unit: of the figure, as it is printed.
     """
 
     sentence: str
     limit: float
+    aim: float | None = None
     least: bool = False
     unit: str = "×"
 
@@ -27,72 +29,69 @@ class Budget:
         return figure >= self.limit if self.least else figure <= self.limit
 
     def __str__(self) -> str:
-        limit = f"{self.limit:,.0f}" if self.limit >= 10 else f"{self.limit:.3g}"
+        return self._spelled(self.limit)
+
+    def spelled_aim(self) -> str:
+        return "" if self.aim is None else self._spelled(self.aim)
+
+    def _spelled(self, value: float) -> str:
+        limit = f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
         space = "" if self.unit == "×" else " "
         return f"{'≥' if self.least else '≤'} {limit}{space}{self.unit}"
 
 
-LANDING_NARROW = Budget(
-    "landing a day without event_data, against COPY … TO STDOUT (FORMAT binary) of the same rows, "
-    "discarded, one connection: at most 1.4× its time",
-    1.4,
+_LANDING = (
+    "landing a day against COPY … TO STDOUT (FORMAT binary) of the same rows, discarded, {} "
+    "event_data"
 )
-LANDING_FULL = Budget("landing a day with event_data, likewise: at most 1.4×", 1.4)
+LANDING_NARROW = Budget(_LANDING.format("without"), 1.1, 1.0)
+LANDING_FULL = Budget(_LANDING.format("with"), 1.2, 1.0)
 DAILY_ENGINE = Budget(
     "daily rollup from landing (the engine's time), against INSERT … SELECT … GROUP BY … ON "
-    "CONFLICT DO UPDATE in Postgres: at most 1/10 of its time",
-    1 / 10,
+    "CONFLICT DO UPDATE in Postgres",
+    0.13,
+    0.10,
 )
-TOGETHER_NARROW = Budget(
-    "landing + daily + monthly rollup together, against the same: without event_data at most 0.6×",
-    0.6,
-)
-TOGETHER_FULL = Budget(
-    "landing + daily + monthly rollup together, against the same: with event_data not slower", 1.0
-)
+_TOGETHER = "landing + daily + monthly together, against the same, {} event_data"
+TOGETHER_NARROW = Budget(_TOGETHER.format("without"), 0.6, 0.5)
+TOGETHER_FULL = Budget(_TOGETHER.format("with"), 0.8, 0.6)
+_DLT = "landing a day of 225,000 events with all columns, against dlt's {}"
 DLT = {
-    "connectorx": Budget(
-        "landing a day of 225,000 events with all columns, against dlt's fastest back-end "
-        "(connectorx): at most 1/4",
-        1 / 4,
-    ),
-    "pyarrow": Budget("likewise, against dlt's pyarrow: at most 1/15", 1 / 15),
-    "sqlalchemy": Budget("likewise, against dlt's default: at most 1/50", 1 / 50),
+    "connectorx": Budget(_DLT.format("connectorx"), 1 / 4, 1 / 6),
+    "pyarrow": Budget(_DLT.format("pyarrow"), 1 / 15, 1 / 20),
+    "sqlalchemy": Budget(_DLT.format("default back-end"), 1 / 50, 1 / 100),
 }
 HISTORY_ENGINE = Budget(
-    "re-rollup of 90 days, 25,000,000 events, from landing (engine's time): at least 2,000,000 "
-    "events/s",
+    "re-rollup of 90 days, 25,000,000 events, from landing (engine's time)",
+    1_000_000,
     2_000_000,
     least=True,
     unit="events/s",
 )
+_PUBLISH = "1,000,000 rows of usage_aggregations published to Postgres, {}"
+PUBLISH_NEW = Budget(_PUBLISH.format("new"), 150_000, 250_000, least=True, unit="rows/s")
+PUBLISH_CHANGED = Budget(_PUBLISH.format("changed"), 130_000, 200_000, least=True, unit="rows/s")
+PUBLISH_UNCHANGED = Budget(_PUBLISH.format("unchanged: they cost no write"), 0, unit="rows written")
 GROWTH = Budget(
-    "a night's cost as history grows 1× → 30× (same day's events): flat within 15 %", 1.15
+    "a night after 30× history against 1× (same day of 5,000,000 events)",
+    1.3,
+    1.1,
 )
+_NIGHT = "a whole night of 5,000,000 events against the in-database function alone, {}"
+NIGHT_FRESH = Budget(_NIGHT.format("fresh"), 2.8, 2.0)
+NIGHT_GROWN = Budget(_NIGHT.format("after 90 days"), 3.5, 2.2)
 FIXED_OVERHEAD = Budget(
-    "fixed overhead of a nightly run on a near-empty day, all processes, dbt and Dagster "
-    "included: at most 15 s",
-    15,
-    unit="s",
+    "near-empty night, whole process, dbt and Dagster included", 12, 8, unit="s"
 )
-EXPORTS = Budget(
-    "per-user exports, 50,000 users: at least 5,000 files/s, memory bounded",
-    5_000,
-    least=True,
-    unit="files/s",
+BACKFILL = Budget("backfill of 90 days, 25,000,000 events", 300, 180, unit="s")
+SOURCE_WORK = Budget(
+    "work on the source, landing and nightly proof, CPU, against one COPY of the same columns",
+    1.5,
+    1.2,
 )
-PUBLISH_NEW = Budget(
-    "publishing 1,000,000 changed aggregate rows to Postgres, keys and indexes kept: new rows at "
-    "least 100,000/s",
-    100_000,
-    least=True,
-    unit="rows/s",
-)
-PUBLISH_CHANGED = Budget("likewise: changed rows 60,000/s", 60_000, least=True, unit="rows/s")
-PUBLISH_UNCHANGED = Budget("likewise: unchanged rows cost no write", 0, unit="rows written")
-PEAK_MEMORY = Budget("peak memory of any process: at most 1.5 GiB", 1.5, unit="GiB")
-SOURCE_WORK = Budget("work on the source database: at most that of the one COPY", 1.0)
 SOURCE_LOCKS = Budget(
-    "work on the source database: no long locks", 0, unit="locks but AccessShareLock"
+    "work on the source: no locks but AccessShareLock", 0, unit="locks but AccessShareLock"
 )
-DEMO = Budget("`make demo` after installation: at most 60 s", 60, unit="s")
+EXPORTS = Budget("per-user exports, 50,000 users", 5_000, 8_000, least=True, unit="files/s")
+PEAK_MEMORY = Budget("peak memory of any process", 1.5, 1.0, unit="GiB")
+DEMO = Budget("`make demo` after installation", 60, 30, unit="s")

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bench.shape import HISTORY_END, SMALL_DAY, TYPE_SHARES, TYPES, Shape
-from bench.worker import stopwatch
+from bench.shape import SMALL_DAY, TYPE_SHARES, TYPES, Shape
+from bench.worker import Stopwatch
 from usage_pipeline.app_db.sample.columns import (
     DAY,
     Columns,
@@ -52,18 +52,18 @@ class _People:
     two_places: Numbers
 
 
-def generate(url: str, scale: float, repeats: int) -> dict[str, Any]:
+def generate(url: str, scale: float, history_days: int) -> dict[str, Any]:
     """Create and fill the application's tables in an empty database.
 
     Args:
         url: the database.
         scale: as in `Shape`.
-        repeats: as in `Shape`.
+        history_days: as in `Shape`.
     """
-    shape = Shape(scale, repeats)
+    shape = Shape(scale, history_days)
     create_schema(url)
     people = _people(shape)
-    clock = stopwatch()
+    clock = Stopwatch()
     with connect(url) as connection, connection.cursor() as cursor:
         cursor.execute("set local time zone 'UTC'")
         _copy_accounts(cursor, people)
@@ -78,7 +78,45 @@ def generate(url: str, scale: float, repeats: int) -> dict[str, Any]:
                 copy_columns(cursor, "usage_events", chunk)
         cursor.execute("alter table usage_events add primary key (id)")
         cursor.execute("create index usage_events_created_at_idx on usage_events (created_at)")
-    return {"seconds": clock()}
+    return clock.spent()
+
+
+def generate_cells(url: str, scale: float, day: str) -> None:
+    """Add a day on which every event is the only one of its user, organisation and metric.
+
+    Args:
+        url: the database; its tables are created when absent.
+        scale: as in `Shape`.
+        day: that has no events yet.
+    """
+    shape = Shape(scale)
+    create_schema(url)
+    first = date.fromisoformat(day)
+    rng = np.random.default_rng([SEED, first.toordinal()])
+    events = shape.published_rows
+    users, orgs = uuids(rng, -(-events // len(TYPES))), uuids(rng, shape.orgs)
+    rows = rng.permutation(events)
+    at = (np.arange(events) * DAY // events).astype(np.int64)
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute("set local time zone 'UTC'")
+        columns = {
+            "id": uuids(rng, events),
+            "user_id": users.take(pa.array(rows // len(TYPES))),
+            "org_id": orgs.take(pa.array(rows // len(TYPES) % shape.orgs)),
+            "event_type": pa.array(TYPES).take(pa.array(rows % len(TYPES))),
+            "quantity": join(pa.array(1 + rows % 1000), ".125"),
+            "created_at": instants(_midnight(first) + at),
+        }
+        copy_columns(cursor, "usage_events", columns)
+
+
+def raise_quantities(url: str, day: str) -> None:
+    """Every event of a day counts for one more."""
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "update usage_events set quantity = quantity + 1 "
+            f"where created_at >= '{day} 00:00+00' and created_at < '{day} 24:00+00'"
+        )
 
 
 def _people(shape: Shape) -> _People:
@@ -99,7 +137,7 @@ def _people(shape: Shape) -> _People:
 def _copy_accounts(cursor: Any, people: _People) -> None:
     """Accounts that existed before the first event; every organisation pays for a plan."""
     users, orgs = len(people.users), len(people.orgs)
-    since = instants(np.full(max(users, orgs), _midnight(date(2025, 1, 1))))
+    since = instants(np.full(max(users, orgs), _midnight(date(2024, 1, 1))))
     member = np.flatnonzero(people.home >= 0)
     copy_columns(cursor, "users", {"id": people.users, "created_at": since.slice(0, users)})
     copy_columns(
@@ -137,9 +175,7 @@ def _copy_accounts(cursor: Any, people: _People) -> None:
 def _chunks(shape: Shape, people: _People) -> Iterator[Columns]:
     """All events in order of time, as in a table that an application appends to."""
     for day, events in shape.days():
-        # The nights after the history are one and the same day, with other ids.
-        subject = HISTORY_END if day in shape.nights() else day
-        rng = np.random.default_rng([SEED, subject.toordinal()])
+        rng = np.random.default_rng([SEED, day.toordinal()])
         ids = np.random.default_rng([SEED, day.toordinal(), 1])
         for first in range(0, events, CHUNK_EVENTS):
             rows = np.arange(first, min(first + CHUNK_EVENTS, events))

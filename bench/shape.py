@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
-HISTORY_DAYS = 90
-HISTORY_END = date(2025, 7, 4)  # exclusive; the nights that are rolled up on top of it begin here
-HISTORY_START = HISTORY_END - timedelta(days=HISTORY_DAYS)
-# Days of history by multiple. The shortest begins with the month, so month to date costs the same
-# after each of them, and what differs is the history.
-GROWTH = {1: 3, 5: 15, 30: HISTORY_DAYS}
+SHORT_HISTORY = 3  # days; begins with the month, so month to date is as long after longer ones
+HISTORY_END = date(2025, 7, 4)  # exclusive
+BIG_DAY = HISTORY_END  # a night's day, which follows the history
 EXPORT_MONTH = date(2025, 6, 1)  # a whole month of the history
 
-BIG_DAY = date(2025, 9, 1)
-BIG_DAY_EVE = date(2025, 8, 31)  # has no events
+NO_EVENTS = date(2024, 2, 1)  # a day before all others; homes without history begin here
 SMALL_DAY = date(2025, 10, 1)
 EMPTY_START = date(2025, 11, 1)
-PUBLISH_START = date(2025, 12, 1)  # its rows are not events: they are put into the warehouse
+CELLS_START = date(2025, 12, 1)  # of the database whose every event is a cell of its own
 
 EMPTY_DAY_EVENTS = 10
+MOST_ROUNDS = 10  # the near-empty days, two of them a round, must stay inside their month
 
 TYPE_SHARES = {
     "record_created": 0.22,
@@ -33,7 +30,6 @@ TYPE_SHARES = {
     "user_active": 0.20,
 }
 TYPES = list(TYPE_SHARES)
-MOST_REPEATS = 20  # nights and near-empty days must stay inside their month
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,15 @@ class Shape:
 
     Args:
         scale: factor of events, users, organisations and published rows; days stay.
-        repeats: how often each measurement is made; each night needs a day of its own.
+        history_days: how long the history is.
+        year: how long it is in the database of a team ten times smaller.
+        nights: how many days of that history are rolled up one by one.
     """
 
     scale: float
-    repeats: int
+    history_days: int = 90
+    year: int = 365
+    nights: int = 30
 
     @property
     def big_day_events(self) -> int:
@@ -54,12 +54,12 @@ class Shape:
 
     @property
     def history_events(self) -> int:
-        """Of the whole history; every day has its ninetieth."""
-        return self.night_events * HISTORY_DAYS
+        """Of the whole history; all its days have as many."""
+        return self.night_events * self.history_days
 
     @property
     def night_events(self) -> int:
-        return self._scaled(25_000_000 / HISTORY_DAYS)
+        return self._scaled(25_000_000 / 90)
 
     @property
     def small_day_events(self) -> int:
@@ -77,27 +77,35 @@ class Shape:
     def orgs(self) -> int:
         return self._scaled(3_000)
 
+    @property
+    def history_start(self) -> date:
+        return HISTORY_END - timedelta(days=self.history_days)
+
+    def tenth(self) -> Shape:
+        """A team ten times smaller, which looks back for longer."""
+        return replace(self, scale=self.scale / 10, history_days=self.year)
+
     def arguments(self) -> dict[str, Any]:
-        return {"scale": self.scale, "repeats": self.repeats}
-
-    def nights(self) -> list[date]:
-        """The days that follow the history; all have the same events, but for their ids."""
-        return [HISTORY_END + timedelta(days=i) for i in range(self.repeats)]
-
-    def empty_days(self) -> list[date]:
-        """One to warm up, which parses the dbt project, and one per measurement."""
-        return [EMPTY_START + timedelta(days=i) for i in range(self.repeats + 1)]
+        return {"scale": self.scale, "history_days": self.history_days}
 
     def days(self) -> Iterator[tuple[date, int]]:
         """All days that have events, in order, with how many."""
-        for i in range(HISTORY_DAYS):
-            yield HISTORY_START + timedelta(days=i), self.night_events
-        for night in self.nights():
-            yield night, self.night_events
+        for i in range(self.history_days):
+            yield self.history_start + timedelta(days=i), self.night_events
         yield BIG_DAY, self.big_day_events
         yield SMALL_DAY, self.small_day_events
-        for day in self.empty_days():
-            yield day, EMPTY_DAY_EVENTS
+        for i in range(2 * (MOST_ROUNDS + 1)):
+            yield empty_day(i), EMPTY_DAY_EVENTS
 
     def _scaled(self, full: float) -> int:
         return max(10, round(full * self.scale))
+
+
+def empty_day(number: int) -> date:
+    """The first two warm up, which parses the dbt project; the others are measured."""
+    return EMPTY_START + timedelta(days=number)
+
+
+def cells_day(number: int) -> date:
+    """The first one is published before anything is measured."""
+    return CELLS_START + timedelta(days=number)

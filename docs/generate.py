@@ -105,17 +105,14 @@ def missed() -> str:
 
 
 def rounds() -> str:
-    """How often things were measured, since ranges in the table are of so many."""
+    """In how many rounds things were measured, since ranges in the table are of so many."""
     times: dict[int, list[str]] = {}
     for name, measured in _benchmarks()["measurements"].items():
-        times.setdefault(len(measured), []).append(f"`{name}`")
+        rounds = {m.get("round", number) for number, m in enumerate(measured)}
+        times.setdefault(len(rounds), []).append(f"`{name}`")
     (most, _), *fewer = sorted(times.items(), reverse=True)
     rest = "".join(f"; {_often(count)}: {', '.join(names)}" for count, names in fewer)
-    asked = _benchmarks()["data"]["repeats"]
-    return (
-        f"Each measurement was asked for {_often(asked)} and made {_often(most)}"
-        f"{rest and ', but' + rest[1:]}."
-    )
+    return f"Each measurement was made {_often(most)}{rest and ', but' + rest[1:]}."
 
 
 def _often(count: int) -> str:

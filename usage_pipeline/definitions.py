@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
 from usage_pipeline.infra.permissions import UMASK
+from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.orchestration import assets, checks, jobs, maintenance, schedules, sensors
 from usage_pipeline.orchestration.partitions import Partitions
 from usage_pipeline.rollup import Rollup
@@ -31,8 +33,12 @@ def build_defs(
     rollup = Rollup(settings)
     partitions = Partitions(settings)
     job_list = jobs.build_jobs(partitions)
+    with warnings.catch_warnings():
+        # Backfill policies are "beta"; the dependency range is pinned to one minor version.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        asset_list = assets.build_assets(rollup, partitions)
     return dg.Definitions(
-        assets=assets.build_assets(rollup, partitions),
+        assets=asset_list,
         asset_checks=checks.build_checks(rollup),
         jobs=[*job_list, maintenance.build_maintenance()],
         schedules=schedules.build_schedules(settings, partitions),
@@ -47,4 +53,5 @@ def build_defs(
 def defs() -> dg.Definitions:
     """Built when Dagster asks, not at import."""
     os.umask(UMASK)  # of the code server and of each run's process, whoever started it
+    collect_rarely()
     return build_defs()

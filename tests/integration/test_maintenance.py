@@ -26,9 +26,10 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.landed_days import check_range, partition
 from usage_pipeline.landing.repairs import changed_days, days_to_repair
 from usage_pipeline.operations.retention import Removed, remove_landed_days, remove_old_files
+from usage_pipeline.orchestration.internals.old_runs import forget_old_runs
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
-from usage_pipeline.orchestration.maintenance import MAINTENANCE, forget_old_runs
+from usage_pipeline.orchestration.maintenance import MAINTENANCE
 from usage_pipeline.orchestration.state import asset_states
 from usage_pipeline.serving.exports import export_user_events
 from usage_pipeline.settings import Settings, load_settings

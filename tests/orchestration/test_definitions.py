@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from usage_pipeline.definitions import build_defs
-from usage_pipeline.orchestration.checks import GATE, GATE_ASSET
+from usage_pipeline.orchestration.checks.audit import GATE
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.rollup import LANDING_EQUALS_SOURCE, ROLLUP_EQUALS_LANDING
 from usage_pipeline.settings import Settings
@@ -108,7 +108,7 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
     checks = {key.name for key in graph.asset_check_keys}
     assert tests <= checks
     assert checks - tests == {
-        GATE,
+        GATE.name,
         ROLLUP_EQUALS_LANDING,
         LANDING_EQUALS_SOURCE,
         "yesterday_is_published",
@@ -130,12 +130,12 @@ def test_every_check_says_in_words_what_it_guards_and_whether_it_blocks(graph: A
 
 
 def test_the_gate_blocks_publishing(defs: dg.Definitions, graph: Any) -> None:
-    (gate,) = [key for key in graph.asset_check_keys if key.name == GATE]
-    assert gate.asset_key == GATE_ASSET
+    (gate,) = [key for key in graph.asset_check_keys if key.name == GATE.name]
+    assert gate == GATE
     (audit,) = [d for d in defs.asset_checks or [] if gate in d.check_keys]
     assert audit.get_spec_for_check_key(gate).blocking
     for name in ("snapshot", "parquet", "postgres"):
-        assert GATE_ASSET in graph.get(dg.AssetKey(["publishing", name])).parent_keys
+        assert GATE.asset_key in graph.get(dg.AssetKey(["publishing", name])).parent_keys
 
 
 def test_partitions_are_daily_and_monthly_and_a_range_is_one_run(graph: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from support import triggers
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.orchestration.assets import one_line_failures
+from usage_pipeline.orchestration.failures import one_line_failures
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from usage_pipeline.audit.freshness import freshness
 from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
 from usage_pipeline.definitions import build_defs
-from usage_pipeline.orchestration.checks import FRESH, FRESH_ASSET
+from usage_pipeline.orchestration.checks.freshness import FRESH
 from usage_pipeline.settings import Settings
 
 ZONE = "America/New_York"
@@ -52,8 +52,8 @@ def tick(
         found = triggers(settings)["published_is_fresh"](context)
     for event in getattr(found, "asset_events", ()):
         instance.report_runless_asset_event(event)
-    key = dg.AssetCheckKey(FRESH_ASSET, FRESH)
-    shown = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([FRESH])
+    shown = latest.get(FRESH)
     return shown.status.value if shown else None, getattr(found, "cursor", cursor)
 
 

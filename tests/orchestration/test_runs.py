@@ -12,10 +12,10 @@ import pytest
 from support import AppDatabase, days, snapshot_query
 
 from usage_pipeline.definitions import build_defs
-from usage_pipeline.orchestration.checks import GATE, GATE_ASSET
+from usage_pipeline.orchestration.checks.audit import GATE
+from usage_pipeline.orchestration.internals.storage import BulkEventLogStorage
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
-from usage_pipeline.orchestration.storage import BulkEventLogStorage
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import load_settings
 
@@ -79,9 +79,8 @@ def test_a_rollup_is_recorded_as_two_runs_with_a_materialisation_per_partition(
         assert metadata["days"].value == 3
         assert_partitions_show_their_own(instance)
 
-        gate = dg.AssetCheckKey(GATE_ASSET, GATE)
-        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([gate])
-        assert latest[gate].status.value == "SUCCEEDED"
+        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([GATE])
+        assert latest[GATE].status.value == "SUCCEEDED"
         for name in ("snapshot", "parquet", "postgres"):
             key = dg.AssetKey(["publishing", name])
             assert instance.get_latest_materialization_event(key) is not None

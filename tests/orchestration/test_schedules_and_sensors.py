@@ -15,8 +15,8 @@ from support import day, days, triggers
 
 from usage_pipeline.days import DayRange
 from usage_pipeline.landing.extraction import land_events
-from usage_pipeline.orchestration.assets import USAGE_DAILY
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_END_TAG, USAGE_DAILY
 from usage_pipeline.orchestration.partitions import (
     RANGE_END_TAG,
     RANGE_START_TAG,
@@ -24,7 +24,6 @@ from usage_pipeline.orchestration.partitions import (
     days_of_run,
     month_range_tags,
 )
-from usage_pipeline.orchestration.sensors import CHAINED_TAG, DAYS_END_TAG
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
 from usage_pipeline.infra.databases import app_database_url, dagster_database_url
 from usage_pipeline.infra.postgres import connect
+from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.landing.repairs import refusal
 from usage_pipeline.operations.status import monthly_totals, spelled
 from usage_pipeline.rollup import Rollup
@@ -85,6 +86,7 @@ def roll_up(
         progress("starting") as (bar, task),
     ):
         _require_databases(settings)
+        collect_rarely()
         from usage_pipeline.definitions import build_defs
         from usage_pipeline.orchestration.launch import run_rollup
 

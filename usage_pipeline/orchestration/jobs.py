@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from usage_pipeline.orchestration.internals.job_type import AssetJob
 from usage_pipeline.orchestration.partitions import Partitions
 
 NIGHTLY = "nightly_rollup"
@@ -12,7 +12,7 @@ MONTHLY = "monthly_rollup"
 EXPORTS = "monthly_exports"
 
 
-def build_jobs(partitions: Partitions) -> list[UnresolvedAssetJobDefinition]:
+def build_jobs(partitions: Partitions) -> list[AssetJob]:
     """The three jobs; `months_follow_days` and `month_closed` (sensors) chain them."""
     daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
     monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")

@@ -20,9 +20,10 @@ from usage_pipeline.infra import interrupts
 from usage_pipeline.infra.databases import dagster_database_url
 from usage_pipeline.infra.postgres import database_error
 from usage_pipeline.infra.processes import lives, this_process
+from usage_pipeline.orchestration.failures import expected_words, unexpected_error
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.names import CHAINED_TAG
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
-from usage_pipeline.orchestration.sensors import CHAINED_TAG
 from usage_pipeline.settings import PROJECT_DIR, Settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -129,22 +130,17 @@ def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dic
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
-    for event in result.all_events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            words = data.user_failure_data.description if data.user_failure_data else None
-            if words:
-                problem, _, remedy = (
-                    words.rpartition(". ") if words.count(". ") else (words, "", "")
-                )
-                return UsagePipelineError(problem or words, remedy or "Correct it and run again")
-            # Dagster wraps what a step raises; the cause has the words.
-            error = data.error and (data.error.cause or data.error)
-            text = f"{error.cls_name}: {error.message}" if error else "no message"
-            return UsagePipelineError(
-                f"Step {event.step_key} failed ({text.splitlines()[0]})",
-                f"Run again with --debug, or read run {result.run_id} in the Dagster UI",
-            )
+    failed = next((event for event in result.all_events if event.is_step_failure), None)
+    if failed is None:
+        return UsagePipelineError(
+            f"Run {result.run_id} failed before its first step", "Read it in the Dagster UI"
+        )
+    if words := expected_words(failed):
+        problem, _, remedy = words.rpartition(". ") if words.count(". ") else (words, "", "")
+        return UsagePipelineError(problem or words, remedy or "Correct it and run again")
+    error = unexpected_error(failed)
+    text = f"{error.cls_name}: {error.message}" if error else "no message"
     return UsagePipelineError(
-        f"Run {result.run_id} failed before its first step", "Read it in the Dagster UI"
+        f"Step {failed.step_key} failed ({text.splitlines()[0]})",
+        f"Run again with --debug, or read run {result.run_id} in the Dagster UI",
     )

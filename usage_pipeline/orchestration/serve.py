@@ -32,6 +32,7 @@ from usage_pipeline.infra.databases import (
     keep_embedded,
     leave_embedded_and_exit,
 )
+from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.orchestration.launch import prepare_dagster_home
 from usage_pipeline.settings import Settings, load_settings
 
@@ -40,8 +41,6 @@ STOP_SECONDS = 15.0
 _LOCATION = "usage_pipeline"
 _LOOK_SECONDS = 0.5
 _ENDS_TOLERATED, _ENDS_WITHIN_SECONDS = 5, 120.0
-# As the command `dagster-webserver` has them.
-_STATEMENT_TIMEOUT_MS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW = 15_000, 3600, 20
 
 
 def serve(
@@ -206,6 +205,7 @@ def _answers(port: int) -> bool:
 
 def main(part: str, *arguments: str) -> None:
     """What a child runs."""
+    collect_rarely()
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     if part == "code server":
         Path(arguments[0]).unlink(missing_ok=True)  # of one that was killed
@@ -252,28 +252,15 @@ def _dagster(module: str, *arguments: str) -> None:
 def _webserver(workspace: Path, listener: socket.socket, port: int) -> None:
     """The command `dagster-webserver`, behind `SameOriginOnly`, on an open socket."""
     import uvicorn
-    from dagster import DagsterInstance
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import WorkspaceFileTarget
-    from dagster_webserver.app import create_app_from_workspace_process_context
-    from dagster_webserver.version import __version__
 
+    from usage_pipeline.orchestration.internals.webserver import webserver_app
     from usage_pipeline.orchestration.same_origin import SameOriginOnly
 
-    with DagsterInstance.get() as instance:
-        instance.optimize_for_webserver(
-            _STATEMENT_TIMEOUT_MS, _POOL_RECYCLE_SECONDS, _POOL_OVERFLOW
+    with webserver_app(workspace) as app:
+        config = uvicorn.Config(
+            SameOriginOnly(app, port), log_level="warning", timeout_graceful_shutdown=2
         )
-        with WorkspaceProcessContext(
-            instance,
-            version=__version__,
-            workspace_load_target=WorkspaceFileTarget([str(workspace)]),
-        ) as context:
-            app = create_app_from_workspace_process_context(context, live_data_poll_rate=2000)
-            config = uvicorn.Config(
-                SameOriginOnly(app, port), log_level="warning", timeout_graceful_shutdown=2
-            )
-            uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

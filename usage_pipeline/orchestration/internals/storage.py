@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from dagster import DagsterEventType
+from dagster import DagsterEventType, EventLogEntry
 from dagster._config import UserConfigSchema
-from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
@@ -16,10 +15,6 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 
 from usage_pipeline.infra.databases import dagster_database_url
 from usage_pipeline.settings import load_settings
-
-# A range of days is a single run; with one statement per asset and day its bookkeeping would take
-# longer than the rollup. Dagster writes asset events in batches of this size when it is set.
-os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
 
 _POOL_RECYCLE_SECONDS = 3600
 _IN_BULK = {
@@ -76,6 +71,9 @@ class PooledPostgresStorage(DagsterPostgresStorage):
     """
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        # A range of days is a single run; with one statement per asset and day its bookkeeping
+        # would take longer than the rollup. Dagster asks the environment for its batches' size.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         url = dagster_database_url(load_settings())
         # SQLAlchemy must not pick psycopg 3, with which Dagster's NOTIFY fails.
         for scheme in ("postgresql://", "postgres://"):

@@ -1,0 +1,104 @@
+"""Landing: events by local day, accounts as they are, and the calendar."""
+
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+
+from usage_pipeline.landing.accounts import ACCOUNT_TABLES
+from usage_pipeline.orchestration.assets.source import SOURCE_TABLES
+from usage_pipeline.orchestration.failures import one_line_failures
+from usage_pipeline.orchestration.internals.partition_events import record_partitions
+from usage_pipeline.orchestration.metadata import sparkline
+from usage_pipeline.orchestration.names import LANDED_EVENTS, OWNERS
+from usage_pipeline.orchestration.partitions import Partitions, days_of
+from usage_pipeline.rollup import Rollup
+
+
+def landed_days() -> dg.AssetSpec:
+    """What stands beside each landed day; no step of its own."""
+    return dg.AssetSpec(
+        ["landing", "landed_days"],
+        deps=[LANDED_EVENTS],
+        group_name="landing",
+        description="The manifest beside each landed day: rows, sum, last event, when read.",
+        owners=OWNERS,
+        kinds={"json"},
+    )
+
+
+def usage_events(partitions: Partitions) -> dg.AssetsDefinition:
+    """Events by day."""
+
+    @dg.asset(
+        key=LANDED_EVENTS,
+        deps=[["app_db", "usage_events"]],
+        group_name="landing",
+        description="Events as Parquet, one directory per local day, each replaced whole.",
+        owners=OWNERS,
+        kinds={"parquet", "postgres"},
+        partitions_def=partitions.daily,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def usage_events(
+        context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
+    ) -> dg.MaterializeResult:
+        started = time.perf_counter()
+        with one_line_failures():
+            landed = rollup.land_events(days_of(context).days())
+        seconds = round(time.perf_counter() - started, 3)
+        figures = {
+            day.usage_date: {
+                "dagster/row_count": day.rows,
+                "bytes": day.bytes,
+                "invalid quantities": day.invalid_rows,
+                "duplicates left out": day.duplicate_rows,
+                "sum of quantities": day.sum_quantity,
+                "read from the source at": day.extracted_at,
+            }
+            for day in landed
+        }
+        record_partitions(context, {context.asset_key: figures})
+        return dg.MaterializeResult(
+            metadata={
+                "seconds": seconds,
+                "days": len(landed),
+                "events per day": sparkline([day.rows for day in landed]),
+            }
+        )
+
+    return usage_events
+
+
+def accounts() -> dg.AssetsDefinition:
+    """Users, organisations, plans, and the calendar, each as it is now."""
+
+    @dg.multi_asset(
+        name="snapshots",
+        specs=[
+            dg.AssetSpec(
+                ["landing", table],
+                deps=[["app_db", table]] if table in SOURCE_TABLES else [],
+                group_name="landing",
+                description=SOURCE_TABLES.get(
+                    table, "Local days and the instants at which they begin and end."
+                ),
+                owners=OWNERS,
+                kinds={"parquet"},
+            )
+            for table in (*ACCOUNT_TABLES, "calendar")
+        ],
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def accounts(rollup: dg.ResourceParam[Rollup]) -> Iterator[dg.MaterializeResult]:
+        with one_line_failures():
+            rows = rollup.land_accounts()
+        for table in ACCOUNT_TABLES:
+            file = rollup.settings.landing_dir / f"{table}.parquet"
+            yield dg.MaterializeResult(
+                asset_key=["landing", table],
+                metadata={"dagster/row_count": rows[table], "bytes": file.stat().st_size},
+            )
+        yield dg.MaterializeResult(asset_key=["landing", "calendar"])
+
+    return accounts
