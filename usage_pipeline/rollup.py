@@ -18,7 +18,7 @@ from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import lost_events
-from usage_pipeline.landing.accounts import land_accounts
+from usage_pipeline.landing.accounts import complete_accounts, land_accounts
 from usage_pipeline.landing.calendar import land_calendar
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions
@@ -118,6 +118,7 @@ class Rollup:
         """Create the staging views."""
         with self._writing("building staging", "models"):
             ensure_snapshot(self.settings)
+            complete_accounts(self.settings)
             return self.transformer.run("tag:staging")
 
     def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:

@@ -494,3 +494,12 @@ def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
         "select total_users, active_users, total_orgs, active_subscriptions, event_count"
         " from platform_metrics_daily where metric_date = '2024-03-30'",
     ) == [(1, 1, 0, 0, 1)]
+
+    # A person is erased, say, before the first night of a release that landed no text of limits.
+    landed = settings.landing_dir / "plan_limits.parquet"
+    duckdb.sql(f"copy (select * exclude (limit_raw) from '{landed}') to '{landed}.old'")
+    landed.with_name(f"{landed.name}.old").replace(landed)
+    rollup.build_staging()
+    with duckdb.connect(str(settings.warehouse_path)) as db:
+        counted = "select count(*), count(limit_quantity), count(limit_raw) from stg_plan_limits"
+        assert db.execute(counted).fetchall() == [(4, 1, 0)]
