@@ -608,13 +608,34 @@ def test_when_postgres_refuses_readers_keep_the_previous_state(settings: Setting
 
 def test_a_new_column_reaches_all_rows(settings: Settings) -> None:
     first_publish(settings)
-    change_warehouse(settings, "alter table usage_monthly add column plan varchar default 'pro'")
+    for role in ("analyst", "clerk"):
+        query_postgres(
+            settings,
+            f"do $$ begin create role {role} login; exception when duplicate_object then null; end"
+            " $$",
+        )
+    query_postgres(
+        settings,
+        "grant select on usage.usage_monthly to analyst;"
+        "grant select (month, last_event_at) on usage.usage_monthly to clerk",
+    )
+    change_warehouse(
+        settings,
+        "alter table usage_monthly drop column last_event_at;"
+        "alter table usage_monthly add column plan varchar default 'pro'",
+    )
 
     publish(settings, [APRIL_1], "run-2", "v1")
 
     assert_equal_everywhere(settings)
     plans = query_postgres(settings, "select distinct plan from usage.usage_monthly")
     assert plans == [("pro",)]
+    assert query_postgres(
+        settings,
+        "select has_table_privilege('analyst', 'usage.usage_monthly', 'select'),"
+        " has_column_privilege('clerk', 'usage.usage_monthly', 'month', 'select'),"
+        " has_column_privilege('clerk', 'usage.usage_monthly', 'plan', 'select')",
+    ) == [(True, True, False)]
 
 
 def test_the_reader_role_may_select_where_it_exists(settings: Settings) -> None:
@@ -860,6 +881,14 @@ def test_a_home_and_a_schema_of_an_earlier_release_are_taken_over(of_version_1: 
     assert indexes == [("usage_daily_grain",), ("usage_daily_user_id_usage_date_idx",)]
     assert not publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1").changed
     query_postgres(settings, "drop schema bi cascade")
+
+
+@NEW_YORK_ONLY
+def test_a_home_of_before_that_never_published_publishes(settings: Settings) -> None:
+    with open_duckdb(settings.published_path, read_only=False) as db:
+        db.execute("create table usage_aggregations (id uuid, created_at timestamptz)")
+    first_publish(settings)
+    assert_equal_everywhere(settings)
 
 
 @NEW_YORK_ONLY

@@ -45,7 +45,7 @@ class PostgresTables:
         self._cursor = cursor
         self._schema = schema
         self._rows_file = rows_file
-        self._grants: dict[str, list[str]] = {}
+        self._grants: dict[str, list[tuple[str, str]]] = {}
         self._loaded: dict[str, tuple[str, list[str]]] = {}
 
     def write(
@@ -214,18 +214,20 @@ class PostgresTables:
             "End that transaction, which pg_stat_activity shows, and run again",
         )
 
-    def _granted(self, relation: str) -> list[str]:
-        """The statements that grant again what was granted on a relation and its columns."""
+    def _granted(self, relation: str) -> list[tuple[str, str]]:
+        """The statements that grant again what was granted on a relation and its columns; each with
+        its column, '' for all."""
         return [
-            statement
-            for (statement,) in self._fetch(
-                "select format('grant %%s%%s on %%s to %%s%%s', privilege_type, columns, %s,"
+            (column, statement)
+            for column, statement in self._fetch(
+                "select coalesce(attname, ''),"
+                " format('grant %%s%%s on %%s to %%s%%s', privilege_type, columns, %s,"
                 " coalesce(quote_ident(rolname), 'public'),"
                 " case when is_grantable then ' with grant option' else '' end)"
-                " from (select '' as columns, relowner, granted.*"
+                " from (select '' as columns, null as attname, relowner, granted.*"
                 "       from pg_class, aclexplode(relacl) as granted where oid = to_regclass(%s)"
                 "       union all"
-                "       select format(' (%%I)', attname), relowner, granted.*"
+                "       select format(' (%%I)', attname), attname, relowner, granted.*"
                 "       from pg_class, pg_attribute, aclexplode(attacl) as granted"
                 "       where attrelid = pg_class.oid and pg_class.oid = to_regclass(%s)) as grants"
                 " left join pg_roles on pg_roles.oid = grantee"
@@ -235,8 +237,10 @@ class PostgresTables:
         ]
 
     def _grant_again(self, relation: str) -> None:
-        for statement in self._grants.pop(relation, []):
-            self._cursor.execute(statement)
+        there = {"", *(name for name, _ in self._attributes(relation))}
+        for column, statement in self._grants.pop(relation, []):
+            if column in there:
+                self._cursor.execute(statement)
 
     def _attributes(self, table: str) -> list[tuple[Any, ...]]:
         """Names and types of a table's columns; empty when there is no such table."""

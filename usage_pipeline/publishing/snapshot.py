@@ -11,7 +11,7 @@ import duckdb
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
-from usage_pipeline.publishing.changes import Delta, columns_of, same, taken_over
+from usage_pipeline.publishing.changes import Delta, columns_of, same, taken_over, within
 from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
 from usage_pipeline.serving import aggregations, published
 from usage_pipeline.settings import Settings
@@ -79,8 +79,7 @@ def ensure_snapshot(settings: Settings) -> None:
 
 
 def _stamp_usage(db: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Up to version 1, `usage_aggregations` was a table, which alone knew when a row was published
-    and changed. It becomes a view with the next publish."""
+    """Up to version 1, `usage_aggregations` alone knew when a row was published and changed."""
     if "created_at" in columns_of(db, "usage_daily"):
         return
     ((zone, published_at),) = db.execute("select timezone, published_at from snapshot").fetchall()
@@ -104,7 +103,6 @@ def _stamp_usage(db: duckdb.DuckDBPyConnection, settings: Settings) -> None:
             """,
             {"published_at": published_at},
         )
-    db.execute("drop table usage_aggregations")
 
 
 def is_published(settings: Settings) -> bool:
@@ -147,6 +145,14 @@ def note_days(db: duckdb.DuckDBPyConnection, ranges: Sequence[DayRange], built_w
     )
 
 
+def _bound(db: duckdb.DuckDBPyConnection, delta: Delta) -> str:
+    """The predicate for the days or months of the rows that go, so that no other row is read."""
+    if delta.table.dated is None:
+        return "true"
+    parts = db.execute(f"select distinct {delta.table.dated} from {delta.changes} where side < 0")
+    return f"old.{within(delta.table, [part for (part,) in parts.fetchall()])}"
+
+
 def build_snapshot(
     db: duckdb.DuckDBPyConnection,
     previous: Path,
@@ -166,16 +172,23 @@ def build_snapshot(
         if delta.change.updated or delta.change.deleted:
             db.execute(
                 f"delete from {served} as old using (from {delta.changes} where side < 0) as gone"
-                f" where {same(delta.table.key, 'old', 'gone')}"
+                f" where {same(delta.table.key, 'old', 'gone')} and {_bound(db, delta)}"
             )
         if not delta.empty:
             db.execute(f"insert into {served} select {names} from {delta.changes} where side > 0")
         if delta.fresh:
             db.execute(f"insert into {served} {taken_over(db, delta, snapshot.published_at)}")
-    view = f"serving.main.{aggregations.NAME}"
-    db.execute(f"create or replace view {view} as {aggregations.definition('json')}")
+    _create_view(db)
     db.execute("delete from serving.main.snapshot")
     db.execute(
         "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
         {"snapshot": asdict(snapshot)},
     )
+
+
+def _create_view(db: duckdb.DuckDBPyConnection) -> None:
+    name = f"serving.main.{aggregations.NAME}"
+    tables = "select database_name, table_name from duckdb_tables()"
+    if ("serving", aggregations.NAME) in db.execute(tables).fetchall():  # up to version 1
+        db.execute(f"drop table {name}")
+    db.execute(f"create or replace view {name} as {aggregations.definition('json')}")
