@@ -111,7 +111,7 @@ def triggers(settings: Settings) -> dict[str, Any]:
 
     partitions = Partitions(settings)
     schedules = build_schedules(settings, partitions)
-    sensors = build_sensors(settings, build_jobs(partitions))
+    sensors = build_sensors(settings, build_jobs())
     made: list[Any] = [*schedules, *sensors]
     return {trigger.name: trigger for trigger in made}
 

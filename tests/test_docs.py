@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -50,6 +51,16 @@ def _anchors(text: str) -> set[str]:
 def test_what_is_generated_is_up_to_date(path: Path) -> None:
     text = path.read_text("utf-8")
     assert generate.generated(text) == text, "run `make docs`"
+
+
+def test_the_order_of_imports_is_that_of_the_contract() -> None:
+    text = (PROJECT_DIR / "docs" / "architecture.md").read_text("utf-8")
+    told = re.search(r"^Imports run one way: (.+)\.$", text, re.M)
+    assert told
+    project = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text("utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = [set(re.findall(r"`(\w+)`", layer)) for layer in told[1].split("→")]
+    assert layers == [set(re.findall(r"\w+", layer)) for layer in contract]
 
 
 def test_a_changed_figure_is_written_into_the_text() -> None:

@@ -169,7 +169,7 @@ def test_nothing_is_taken_over_from_what_readers_have(world: World, harm: str) -
     assert {place for place, _ in found} == {"snapshot"}
     world.repair()
     world.assert_whole()
-    with published.connect(world.settings) as db:
+    with published.reading(world.settings) as db:
         assert db.execute("select count(*) from usage_restatements").fetchall() == [
             (len(world.published["usage_restatements"]),)
         ]

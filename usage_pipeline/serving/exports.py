@@ -81,7 +81,7 @@ def export_month(
     """
     folder = _month_dir(settings, month)
     manifest = folder / "manifest.csv"
-    with _only_export(settings, month) as work, published.connect(settings) as db:
+    with _only_export(settings, month) as work, published.reading(settings) as db:
         previous = _read_manifest(manifest)
         users = _count_users(db, month, user_id)
         if not users and not _was_published(db, month, previous, user_id):

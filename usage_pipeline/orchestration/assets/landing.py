@@ -74,7 +74,7 @@ def accounts() -> dg.AssetsDefinition:
     """Users, organisations, plans, and the calendar, each as it is now."""
 
     @dg.multi_asset(
-        name="snapshots",
+        name="accounts",
         specs=[
             dg.AssetSpec(
                 ["landing", table],
