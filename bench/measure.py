@@ -69,6 +69,7 @@ class Measurement:
         """An attribute or a figure."""
         return float(self.figures[name] if name in self.figures else getattr(self, name))
 
+    @property
     def all_cpu_seconds(self) -> float:
         """Of the work and of the server for it."""
         return self.cpu_seconds + self.source_cpu_seconds

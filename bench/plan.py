@@ -221,7 +221,7 @@ class Run:
         self.check("rebuild", "history", url=self._url(), ours=ours, **span)
 
     def _night(self) -> None:
-        home = self._fresh("night", NO_EVENTS)
+        home = self._parsed("night", DATABASE)
         self._roll_up("big_night", home, BIG_DAY)
         self._measure("audit", "project:audit", home)
 
@@ -273,7 +273,7 @@ class Run:
 
     def _tenth(self) -> None:
         self._fill(TENTH, self.shape.tenth())
-        home, ours = self._fresh("tenth", NO_EVENTS, source=TENTH), self._file("tenth.parquet")
+        home, ours = self._parsed("tenth", TENTH), self._file("tenth.parquet")
         self._roll_up("tenth_night", home, BIG_DAY, TENTH)
         measure.work("project:published_cells", home, cells=ours)
         self._function(TENTH, "tenth_", ours)
@@ -438,6 +438,12 @@ class Run:
     ) -> None:
         url, snapshot = self._url(database), _snapshot(home)
         self.check(key, "published", url=url, snapshot=snapshot, **_days(start, end))
+
+    def _parsed(self, name: str, source: str) -> dict[str, str]:
+        """A home without data that has parsed its dbt project, as any earlier night has."""
+        if not (self._home(name) / "dbt").exists():
+            measure.work("project:parse", self._fresh(name, NO_EVENTS, source=source))
+        return self._fresh(name, NO_EVENTS, source=source)
 
     def _warm(self, name: str, number: int) -> dict[str, str]:
         """A home that has parsed its dbt project, by a first near-empty night."""

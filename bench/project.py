@@ -96,6 +96,15 @@ def _engine(results: list[Any], names: set[str]) -> float:
     return round(sum(seconds), 4)
 
 
+def parse() -> None:
+    """What dbt makes of the project, and the pipeline keeps from one night to the next."""
+    from usage_pipeline.warehouse.transform import Transformer
+
+    transformer = Transformer(load_settings())
+    transformer.manifest_path()
+    transformer.usage_daily_models()
+
+
 def published_cells(cells: str) -> None:
     """All rows of usage_daily that readers see, as Parquet for `compare`."""
     settings = load_settings()

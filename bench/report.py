@@ -299,7 +299,8 @@ class Report:
         key = f"big_night_after_{shape.history_days}"
         what = f"a night of {shape.big_day_events:,} events after {shape.history_days} days"
         ratio = self._ratio(key, FUNCTION, "wall_seconds", "seconds")
-        yield self._judged(what, "usage-pipeline / function", budgets.NIGHT_GROWN, ratio)
+        row = self._judged(what, "usage-pipeline / function", budgets.NIGHT_GROWN, ratio)
+        yield replace(row, cpu_ratio=_times(self._cpu_ratio(key, FUNCTION)))
         backfill = f"backfill_after_{shape.history_days}"
         seconds = self._run.median(backfill, "wall_seconds")
         single = self._run.median("big_night", "wall_seconds")
@@ -344,8 +345,8 @@ class Report:
         for who, some in named:
             wall = [m.wall_seconds for m in some]
             against = statistics.median(m.wall_seconds for m in nights[:few])
-            cpu_against = statistics.median(m.all_cpu_seconds() for m in nights[:few])
-            cpu = statistics.median(m.all_cpu_seconds() for m in some)
+            cpu_against = statistics.median(m.all_cpu_seconds for m in nights[:few])
+            cpu = statistics.median(m.all_cpu_seconds for m in some)
             yield replace(
                 _cells(what, who, some, wall),
                 ratio=_times(statistics.median(wall) / against),
@@ -457,14 +458,12 @@ class Report:
         row = _cells(what, who, measured, values)
         # dbt says no CPU seconds of a model; of days and months alone the server has no share.
         part = {"daily_wall": "daily_cpu", "monthly_wall": "monthly_cpu"}.get(figure)
-        ours = [m.value(part) if part else m.all_cpu_seconds() for m in measured]
-        theirs = [m.all_cpu_seconds() for m in self._run.measurements.get(against or "", [])]
         if part:
-            row = replace(row, cpu=f"{statistics.median(ours):.2f} s")
+            row = replace(row, cpu=f"{self._run.median(key, part):.2f} s")
         if figure == "daily_engine":
             row = replace(row, cpu="")
-        elif theirs and (others := statistics.median(theirs)):
-            row = replace(row, cpu_ratio=_times(statistics.median(ours) / others))
+        elif against:
+            row = replace(row, cpu_ratio=_times(self._cpu_ratio(key, against, part)))
         return replace(row, ratio=_times(ratio), **_verdict(budget, judged))
 
     def _judged(
@@ -485,6 +484,12 @@ class Report:
     ) -> float | None:
         """Of medians."""
         mine, others = self._run.median(ours, figure), self._run.median(theirs, other)
+        return mine / others if mine is not None and others else None
+
+    def _cpu_ratio(self, ours: str, theirs: str, part: str | None = None) -> float | None:
+        """Of medians, the server's CPU seconds included; of a part of ours where it is named."""
+        mine = self._run.median(ours, part or "all_cpu_seconds")
+        others = self._run.median(theirs, "all_cpu_seconds")
         return mine / others if mine is not None and others else None
 
     # --- outputs ------------------------------------------------------------------------------
@@ -639,7 +644,7 @@ class Report:
             times, sizes = figure.subplots(1, 2)
             numbers = list(range(1, len(row) + 1))
             times.plot(numbers, [m.wall_seconds for m in row], label="wall")
-            times.plot(numbers, [m.all_cpu_seconds() for m in row], label="CPU, with Postgres")
+            times.plot(numbers, [m.all_cpu_seconds for m in row], label="CPU, with Postgres")
             times.set(xlabel="night", ylabel="seconds, whole process", ylim=(0, None))
             for place in PLACES:
                 sizes.plot(numbers, [m.figures["bytes"][place] / MIB for m in row], label=place)

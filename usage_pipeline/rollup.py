@@ -140,7 +140,7 @@ class Rollup:
             return self._build_months()
 
     def build_current(self) -> list[NodeResult]:
-        """Build what has no partitions: the trailing summaries and the published view."""
+        """Build what has no partitions: the trailing summaries."""
         with self._writing("building summaries", "models"):
             return self.transformer.run("tag:current")
 

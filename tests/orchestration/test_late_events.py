@@ -53,7 +53,7 @@ class Source:
         """What one evaluation asks for, in one run. As the daemon does, keeps the cursor and makes
         that run, with a key that no run had before; or it ends before it makes it."""
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
-            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]  # type: ignore[union-attr]
+            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]
             self.cursor = context.cursor
         assert len(asked) <= 1
         for request in asked:

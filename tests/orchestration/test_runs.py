@@ -130,11 +130,12 @@ def assert_partitions_show_their_own(instance: dg.DagsterInstance) -> None:
     assert rows_by_partition(instance, "usage", "usage_daily") == {**days, "2024-03-01": 1}
     months = {"2024-02-01": 1, "2024-03-01": 1}
     assert rows_by_partition(instance, "usage", "usage_monthly") == months
-    event = instance.get_latest_materialization_event(dg.AssetKey(["usage", "usage_aggregations"]))
+    event = instance.get_latest_materialization_event(dg.AssetKey(["reporting", "usage_summary"]))
     assert event is not None
     assert event.asset_materialization is not None
     metadata = event.asset_materialization.metadata
-    assert metadata["dagster/row_count"].value == 4
+    # one user and the platform, over a week, a month and a year
+    assert metadata["dagster/row_count"].value == 6
     assert "api_call" in str(metadata["preview"].value)
     for path, shown in (
         ("usage_events", "| id 1 | id 2 |  | api_call |"),

@@ -15,7 +15,6 @@ from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
@@ -50,18 +49,10 @@ def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str,
         for table in tables:
             if table.startswith("stg_"):
                 continue
-            counted, where = table, ""
-            if table == "usage_aggregations":
-                # A view that computes: its rows are those of two tables, a look is one day's.
-                counted = "(select 1 from usage_daily union all select 1 from usage_monthly)"
-                newest = db.execute("select max(usage_date) from usage_daily").fetchall()[0][0]
-                if newest:
-                    start = rollup.settings.day_start(newest).isoformat()
-                    where = f"where period_start = timestamptz '{start}'"
-            rows = db.execute(f"select count(*) from {counted}").fetchall()[0][0]
+            rows = db.execute(f"select count(*) from {table}").fetchall()[0][0]
             columns = _shown_columns(db, table)
             preview = db.execute(
-                f"select {', '.join(columns)} from {table} {where} limit {PREVIEW_ROWS}"
+                f"select {', '.join(columns)} from {table} limit {PREVIEW_ROWS}"
             ).fetchall()
             found[table] = _rows_and_preview(rows, columns, preview)
     return found
@@ -128,7 +119,6 @@ def _reading(rollup: Rollup) -> Iterator[duckdb.DuckDBPyConnection]:
         writer.exclusive(settings, "reading previews"),
         open_duckdb(settings, settings.warehouse_path, read_only=True) as db,
     ):
-        published.attach(settings, db)
         yield db
 
 

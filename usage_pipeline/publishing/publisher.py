@@ -25,7 +25,7 @@ from usage_pipeline.days import DayRange
 from usage_pipeline.infra import permissions
 from usage_pipeline.infra.databases import publish_database_url
 from usage_pipeline.infra.disk import scratch
-from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
+from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing import ledger
 from usage_pipeline.publishing.changes import Delta, TableChange, compare_all, count
@@ -97,12 +97,13 @@ def publish(
     with scratch(settings) as work:
         copy = work / settings.snapshot_path.name
         with open_duckdb(settings, ":memory:") as db:
+            load_postgres_extension(db)
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
             published.attach(settings, db)
             base = snapshot = recorded_snapshot(db)
             new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
-                deltas = compare_all(db, settings, ranges, base)
+                deltas = compare_all(db, settings, ranges, base, new.published_at)
                 deltas.append(restated(db, settings, deltas, base, new, built_with=built_with))
                 unseen = count(
                     db,
@@ -127,7 +128,7 @@ def publish(
             with report.timed("postgres"):
                 url = publish_database_url(settings)
                 with connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
-                    postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.csv")
+                    postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.bin")
                     postgres.write(db, source, deltas, base, snapshot)
         with report.timed("swap"):
             if report.changed:
@@ -171,7 +172,7 @@ def repair(
     parquet.stage(db, source, deltas["parquet"], snapshot, snapshot, repairing=True)
     url = publish_database_url(settings)
     with connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
-        postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.csv")
+        postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.bin")
         postgres.write(db, source, deltas["postgres"], snapshot, snapshot, repairing=True)
     if source == "serving":
         db.execute("detach serving")

@@ -17,7 +17,7 @@ from usage_pipeline.rollup import (
 )
 from usage_pipeline.warehouse.transform import NodeResult
 
-GATE = dg.AssetCheckKey(dg.AssetKey(["usage", "usage_aggregations"]), "blocking_tests_pass")
+GATE = dg.AssetCheckKey(dg.AssetKey(["reporting", "usage_summary"]), "blocking_tests_pass")
 RECONCILIATION = (
     (
         ROLLUP_EQUALS_LANDING,
