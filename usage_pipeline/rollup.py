@@ -279,10 +279,7 @@ class Rollup:
     def _require_audit(self) -> None:
         failures = blocking_failures(self._audit())
         if failures:
-            raise UsagePipelineError(
-                f"Blocking checks failed: {', '.join(result.name for result in failures)}",
-                "Read the checks in the Dagster UI; the previous snapshot stays published",
-            )
+            raise blocked(failures)
 
     def _audit(self) -> list[NodeResult]:
         self._audited_revision = None
@@ -378,3 +375,11 @@ def _badness(result: NodeResult) -> tuple[int, int]:
 def blocking_failures(results: Iterable[NodeResult]) -> list[NodeResult]:
     """The results that forbid publishing; tests of severity `warn` never do."""
     return [result for result in results if result.status in ("fail", "error")]
+
+
+def blocked(failures: Iterable[NodeResult]) -> UsagePipelineError:
+    """What to tell an operator when tests forbid publishing."""
+    return UsagePipelineError(
+        f"Blocking checks failed: {', '.join(result.name for result in failures)}",
+        "Read the checks in the Dagster UI; the previous snapshot stays published",
+    )

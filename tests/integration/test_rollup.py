@@ -497,7 +497,9 @@ def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
 
     # A person is erased, say, before the first night of a release that landed no text of limits.
     landed = settings.landing_dir / "plan_limits.parquet"
-    duckdb.sql(f"copy (select * exclude (limit_raw) from '{landed}') to '{landed}.old'")
+    duckdb.sql(
+        f"copy (select * exclude (limit_raw) from '{landed}') to '{landed}.old' (format parquet)"
+    )
     landed.with_name(f"{landed.name}.old").replace(landed)
     rollup.build_staging()
     with duckdb.connect(str(settings.warehouse_path)) as db:

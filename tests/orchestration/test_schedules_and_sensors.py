@@ -16,13 +16,16 @@ from support import day, days, triggers
 from usage_pipeline.days import DayRange
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_END_TAG, USAGE_DAILY
+from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_TAG, USAGE_DAILY
 from usage_pipeline.orchestration.partitions import (
+    PARTITION_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
     day_range_tags,
+    day_tags,
     days_of_run,
     month_range_tags,
+    month_tags,
 )
 
 
@@ -109,7 +112,7 @@ def test_a_night_brings_in_those_that_a_stopped_daemon_missed(
         if request.partition_key is None
         else {"dagster/partition": request.partition_key}
     )
-    assert asked == DayRange(day(first).start, day(last).end)
+    assert asked == [DayRange(day(first).start, day(last).end)]
 
 
 def test_schedules_and_sensors_are_on_by_default(triggers_in: Any) -> None:
@@ -182,7 +185,7 @@ def test_months_follow_the_nightly_run(triggers_in: Any, success: Any) -> None:
     )
     assert isinstance(request, dg.RunRequest)
     assert request.tags[RANGE_START_TAG] == request.tags[RANGE_END_TAG] == "2024-02-01"
-    assert request.tags[DAYS_END_TAG] == "2024-03-01"
+    assert request.tags[DAYS_TAG] == "2024-02-29/2024-03-01"
 
 
 def test_months_follow_a_backfill_of_a_range_of_days(triggers_in: Any, success: Any) -> None:
@@ -243,9 +246,8 @@ def test_exports_follow_when_the_last_day_of_a_month_is_in(
     success: Any,
 ) -> None:
     end = date.fromisoformat(days_end or "2024-03-01")
-    tags = month_range_tags(DayRange(date.fromisoformat(first), end))
-    if days_end:
-        tags[DAYS_END_TAG] = days_end
+    range_ = DayRange(date.fromisoformat(first), end)
+    tags = month_tags([range_]) if days_end else month_range_tags(range_)
     assert exports_that_follow(make_settings(), success, job, tags) == months
 
 
@@ -264,8 +266,32 @@ def exports_that_follow(
 
 def test_tags_of_a_range_of_days_are_read_back() -> None:
     for range_ in (days("2024-02-28", "2024-03-02"), days("2024-02-29", "2024-03-01")):
-        assert days_of_run(day_range_tags(range_)) == range_
-    assert days_of_run({}) is None
+        assert days_of_run(day_range_tags(range_)) == [range_]
+        assert days_of_run({PARTITION_TAG: "2024-02-29"}) == [days("2024-02-29", "2024-03-01")]
+    several = [days("2024-01-30", "2024-02-02"), days("2024-03-31", "2024-04-01")]
+    tags = day_tags(several)
+    assert days_of_run(tags) == several
+    assert (tags[RANGE_START_TAG], tags[RANGE_END_TAG]) == ("2024-01-30", "2024-02-01")
+    assert days_of_run({}) == []
+
+
+def test_months_and_exports_follow_all_days_of_one_run_for_several_ranges(
+    triggers_in: Any, success: Any, make_settings: Any
+) -> None:
+    """January is over and its last day is in, February was exported, of March no last day is in."""
+    ranges = [
+        days("2024-01-30", "2024-02-01"),
+        days("2024-02-10", "2024-02-11"),
+        days("2024-03-30", "2024-03-31"),
+    ]
+    request = follow(triggers_in("UTC"), "months_follow_days", success, NIGHTLY, day_tags(ranges))
+    assert isinstance(request, dg.RunRequest)
+    assert days_of_run(request.tags) == ranges
+    settings = make_settings()
+    (settings.exports_dir / "2024-02").mkdir(parents=True)
+    (settings.exports_dir / "2024-02" / "manifest.csv").touch()
+    asked = exports_that_follow(settings, success, MONTHLY, dict(request.tags))
+    assert asked == ["2024-01-01", "2024-02-01"]
 
 
 def test_exported_months_are_refreshed_when_their_days_are_published_again(
@@ -278,6 +304,6 @@ def test_exported_months_are_refreshed_when_their_days_are_published_again(
     tags = {
         RANGE_START_TAG: "2024-01-01",
         RANGE_END_TAG: "2024-02-01",
-        DAYS_END_TAG: "2024-01-11",
+        DAYS_TAG: "2024-01-10/2024-01-11",
     }
     assert exports_that_follow(settings, success, MONTHLY, tags) == ["2024-01-01"]

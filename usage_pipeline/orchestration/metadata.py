@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,15 +13,16 @@ import duckdb
 
 from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
-from usage_pipeline.infra.duckdb_files import open_duckdb
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
 PREVIEW_ROWS = 5
 _BARS = "▁▂▃▄▅▆▇█"
 _DATE_COLUMNS = ("usage_date", "metric_date", "month")
 # What the application wrote there may be about a person, and Dagster keeps its log for ever.
-_FREE_FORM_COLUMNS = ("event_data", "value_text")
+_FREE_FORM_COLUMNS = ("event_data", "value_text", "quantity_raw", "name")
 _UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I)
 
 
@@ -53,6 +55,24 @@ def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str,
                 f"select {', '.join(columns)} from {table} limit {PREVIEW_ROWS}"
             ).fetchall()
             found[table] = _rows_and_preview(rows, columns, preview)
+    return found
+
+
+def landed_previews(
+    settings: Settings, landed: Mapping[str, Sequence[Path]]
+) -> dict[str, dict[str, Any]]:
+    """A preview by name of what stands in landed files; none where there is no file."""
+    found: dict[str, dict[str, Any]] = {}
+    with open_duckdb(settings, ":memory:") as db:
+        for name, files in landed.items():
+            if files:
+                listed = ", ".join(f"'{quoted(file)}'" for file in files)
+                rows = f"read_parquet([{listed}])"
+                columns = _shown_columns(db, f"select * from {rows}")
+                preview = db.execute(
+                    f"select {', '.join(columns)} from {rows} limit {PREVIEW_ROWS}"
+                ).fetchall()
+                found[name] = {"preview": dg.MetadataValue.md(_markdown(columns, preview))}
     return found
 
 

@@ -1,14 +1,15 @@
 """What follows a run: months follow days, exports follow a month that is over."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 
 from usage_pipeline.days import next_month
 from usage_pipeline.orchestration.internals.job_type import AssetJob
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_END_TAG, USAGE_DAILY
-from usage_pipeline.orchestration.partitions import days_of_run, month_range_tags
+from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_TAG, USAGE_DAILY
+from usage_pipeline.orchestration.partitions import days_of_run, month_tags
 from usage_pipeline.serving import exports
 from usage_pipeline.settings import Settings
 
@@ -31,15 +32,12 @@ def months_follow_days(job: AssetJob) -> dg.SensorDefinition:
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        days = days_of_run(dict(run.tags))
+        ranges = days_of_run(run.tags)
         built_days = run.job_name == NIGHTLY or USAGE_DAILY in (run.asset_selection or ())
-        if not built_days or days is None or run.tags.get(CHAINED_TAG) == "no":
+        if not built_days or not ranges or run.tags.get(CHAINED_TAG) == "no":
             yield dg.SkipReason(f"run {run.run_id} built no days that wait for their months")
             return
-        yield dg.RunRequest(
-            run_key=run.run_id,
-            tags={**month_range_tags(days), DAYS_END_TAG: days.end.isoformat()},
-        )
+        yield dg.RunRequest(run_key=run.run_id, tags=month_tags(ranges))
 
     return months_follow_days
 
@@ -62,16 +60,14 @@ def month_closed(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        days = days_of_run(dict(run.tags))
-        days_end = run.tags.get(DAYS_END_TAG)
-        if run.job_name != MONTHLY or days is None or days_end is None:
+        if run.job_name != MONTHLY or DAYS_TAG not in run.tags:
             yield dg.SkipReason(f"run {run.run_id} published no days that a sensor chained")
             return
-        months = {day.replace(day=1) for day in days.days()}
+        days = {day for each in days_of_run(run.tags) for day in each.days()}
         due = [
             month
-            for month in sorted(months)
-            if next_month(month).isoformat() <= days_end or exports.is_exported(settings, month)
+            for month in sorted({day.replace(day=1) for day in days})
+            if next_month(month) - timedelta(days=1) in days or exports.is_exported(settings, month)
         ]
         if not due:
             yield dg.SkipReason(f"run {run.run_id} closed no month and changed no exported one")
