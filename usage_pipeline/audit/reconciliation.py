@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -123,24 +124,23 @@ def check_built(
 ) -> list[Line]:
     """Compare landing with the built days before they are published, and note it in the warehouse.
 
-    The source is asked as well, by one grouped query over the days of the look-back window, for the
-    meters whose events and sums Postgres can tell from event type and quantity. What it is asked
-    for is less than `reconcile` asks, because a night should read its events once.
+    Meanwhile the source is asked, by one grouped query over the days of the look-back window, for
+    the meters whose events and sums Postgres can tell from event type and quantity. What it is
+    asked for is less than `reconcile` asks, because a night should read its events once.
 
     Args:
         models, meters: as for `reconcile`.
         ranges: the built days. The caller is the single writer.
     """
-    source = source_totals(settings, _recent(settings, ranges))
     counted_at_source = {
         meter.key: meter
         for meter in meters
         if meter.counts_every_event and meter.aggregation in ("sum", "count")
     }
-    lines = [
-        _asked_at_source(line, source, counted_at_source)
-        for line in compare_built(settings, models, ranges)
-    ]
+    with ThreadPoolExecutor(1) as asking:
+        source = asking.submit(source_totals, settings, _recent(settings, ranges))
+        built = compare_built(settings, models, ranges)
+        lines = [_asked_at_source(line, source.result(), counted_at_source) for line in built]
     _note(settings, ranges, lines)
     return lines
 
