@@ -9,12 +9,15 @@ from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import duckdb
+import psycopg2
 import pytest
 from support import AppDatabase
 
+from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.app_db.session import ids_are_unique
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
@@ -335,21 +338,52 @@ def test_of_rows_that_tie_the_same_one_wins_in_whatever_order_they_were_written(
     assert kept.fetchall() == [("2", '{"n": 1}')]
 
 
+def test_a_source_of_another_encoding_is_landed_as_utf_8(
+    new_database: Any, make_settings: Any
+) -> None:
+    name = "latin1_source"
+    server = new_database(schema=False).url
+    connection = psycopg2.connect(server)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0")
+    connection.close()
+    url = server.replace(urlsplit(server).path, f"/{name}")
+    create_schema(url)
+    AppDatabase(url).execute(
+        "insert into usage_events (id, user_id, event_type, event_data, quantity, created_at)"
+        " values (%s, %s, 'café', '{\"drink\": \"café\"}', 1, '2024-03-10T12:00Z')",
+        (ADA, ADA),
+    )
+    settings = make_settings(USAGE_APP_DATABASE_URL=url)
+    land_events(settings, [DAY])
+    landed = duckdb.sql(
+        f"select event_type, event_data from '{partition(settings)}/part-*.parquet'"
+    )
+    assert landed.fetchall() == [("café", '{"drink": "café"}')]
+
+
 def test_unusable_instants_of_accounts_are_landed_as_unknown_and_limits_with_their_text(
     new_database: Any, make_settings: Any
 ) -> None:
     database: AppDatabase = new_database()
     database.execute("""
-        insert into users values (gen_random_uuid(), null, '-infinity', 'infinity');
+        insert into users values
+            (gen_random_uuid(), null, '-infinity', 'infinity'),
+            (gen_random_uuid(), null, '0044-03-15 BC', '294276-12-31'),
+            (gen_random_uuid(), null, '4713-01-02 BC', '10000-01-01');
         insert into plan_limits values
             ('a', 'm', 1e100), ('b', 'm', 'NaN'), ('c', 'm', 12.5), ('d', 'm', null)
     """)
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
     land_accounts(settings)
     users, limits = (settings.landing_dir / f"{t}.parquet" for t in ("users", "plan_limits"))
-    assert duckdb.sql(
-        f"select created_at, deleted_at, created_date, deleted_date from '{users}'"
-    ).fetchall() == [(None, None, None, None)]
+    assert (
+        duckdb.sql(
+            f"select created_at, deleted_at, created_date, deleted_date from '{users}'"
+        ).fetchall()
+        == [(None, None, None, None)] * 3
+    )
     assert duckdb.sql(
         f"select limit_quantity, limit_raw from '{limits}' order by plan"
     ).fetchall() == [

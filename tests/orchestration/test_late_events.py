@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import Any
@@ -126,6 +127,14 @@ def test_a_day_whose_run_was_never_made_is_asked_for_again(make_source: Any) -> 
     source.add(10)
     assert source.tick(makes_runs=False) == source.ranges((10, 10))
     assert source.tick() == source.ranges((10, 10))
+    assert source.tick() == []
+
+
+def test_the_cursor_of_an_older_release_asks_for_nothing(make_source: Any) -> None:
+    source = make_source()
+    source.add(3)
+    source.cursor = json.dumps({str(source.day(3)): "2026-11-24T01:00:00+00:00 1 1 -"})
+    assert source.tick() == source.ranges((3, 3))
     assert source.tick() == []
 
 

@@ -109,8 +109,8 @@ def _left_pending(settings: Settings, days: DayRange) -> str:
     """What a stopped rollup says. Days that it did not come to are noted, so that it is true."""
     settings.home.mkdir(parents=True, exist_ok=True)
     pending = Rollup(settings).pending
-    if not any(days.start < left.end and left.start < days.end for left in pending.ranges()):
-        pending.add(set(days.days()))
+    if missing := set(days.days()) - {day for left in pending.ranges() for day in left.days()}:
+        pending.add(missing)
     ranges = ", ".join(map(str, pending.ranges()))
     return f"Stopped. Pending: {ranges}; the next `usage-pipeline rollup` completes it."
 

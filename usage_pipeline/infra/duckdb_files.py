@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -71,6 +72,8 @@ def compact(settings: Settings, path: Path) -> None:
 
 def load_postgres_extension(db: duckdb.DuckDBPyConnection) -> None:
     """Load DuckDB's Postgres extension from its wheel: no download at run time."""
+    # libpq's word for what a server has to send, which DuckDB takes for UTF-8 whatever it is.
+    os.environ["PGCLIENTENCODING"] = "UTF8"
     wheel = files("duckdb_extension_postgres_scanner").joinpath(
         "extensions", f"v{duckdb.__version__}", "postgres_scanner.duckdb_extension"
     )

@@ -48,7 +48,10 @@ def connect(url: str, variable: str = "USAGE_APP_DATABASE_URL") -> Iterator[Conn
     """
     try:
         connection = psycopg2.connect(
-            url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name=APPLICATION_NAME
+            url,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            application_name=APPLICATION_NAME,
+            client_encoding="UTF8",  # whatever the database has
         )
     except psycopg2.OperationalError as error:
         conceal(error)

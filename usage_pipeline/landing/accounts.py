@@ -13,6 +13,9 @@ from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
 from usage_pipeline.settings import Settings
 
+# Years 1 to 9999, which all engines and Python's dates have, less the day that a time zone moves
+# an instant by and the one that is added to its date. Infinity is outside as well.
+_FIRST_INSTANT, _LAST_INSTANT = "0001-01-03T00:00Z", "9999-12-30T00:00Z"
 LIMIT, LIMIT_RAW = "limit_quantity", "limit_raw"
 ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 
@@ -82,5 +85,6 @@ def _usable(column: str) -> str:
             f"case when not ({fits}) then {column}::text end as {LIMIT_RAW}"
         )
     if column.endswith("_at"):
-        return f"case when isfinite({column}) then {column} end as {column}"
+        usable = f"{column} >= '{_FIRST_INSTANT}' and {column} < '{_LAST_INSTANT}'"
+        return f"case when {usable} then {column} end as {column}"
     return column

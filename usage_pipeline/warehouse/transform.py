@@ -340,8 +340,14 @@ def _first_line(message: str) -> str:
     return " ".join(lines[:2]) if lines else "no message"
 
 
+# DuckDB's words for a file that it cannot read; others name one that holds what is not expected.
+_UNREADABLE = re.compile(
+    r"No magic bytes|too small to be a Parquet|Footer length error|Failed to read file"
+)
+
+
 def _remedy(message: str) -> str:
-    if ".parquet" in message:
+    if _UNREADABLE.search(message):
         return "Delete the named landing file; the next run extracts that day again"
     if "out of disk" in message.lower():
         return "Free disk space and run again; what is published stays as it was"

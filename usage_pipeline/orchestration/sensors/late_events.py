@@ -38,7 +38,12 @@ def late_events(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         # Per day: the state it was asked for in, and the key of the run that was to land it.
-        requested: dict[str, list[str]] = json.loads(context.cursor or "{}")
+        # An entry of another shape is an older release's, and asks for nothing.
+        requested: dict[str, list[str]] = {
+            day: request
+            for day, request in json.loads(context.cursor or "{}").items()
+            if isinstance(request, list)
+        }
         today = settings.today()
         window = DayRange(
             max(today - timedelta(days=settings.lookback_days), settings.start_date), today
