@@ -50,7 +50,8 @@ class Rollup:
 
     Attributes:
         timings: seconds by stage of all steps so far.
-        allow_fewer_events: whether days asked for may lose events, whatever they had.
+        allow_fewer_events: whether days asked for may lose events, whatever they had, and days go
+            that only the publish database has.
         refused: the manifests of the days whose last extraction here would have lost events.
         progress: called with what is being done, how much of it is done, and how much there is;
             replaced by whoever has a place to show it.
@@ -247,7 +248,13 @@ class Rollup:
                 self._bring_up_to_date()
                 self._require_audit()
             ranges = self.pending.built()
-            report = publish(self.settings, ranges, run_id, self.transformer.version)
+            report = publish(
+                self.settings,
+                ranges,
+                run_id,
+                self.transformer.version,
+                may_shrink=self.allow_fewer_events,
+            )
             self.pending.remove(ranges)
             return report
 

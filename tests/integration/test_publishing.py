@@ -1033,6 +1033,78 @@ def test_keys_with_nulls_are_unique_on_older_servers_too(settings: Settings) -> 
 
 
 @NEW_YORK_ONLY
+def test_the_greatest_uuid_is_no_null_on_older_servers(settings: Settings) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_tables, "NULLS_NOT_DISTINCT", 10**9)
+        change_warehouse(
+            settings,
+            "insert into usage_daily select * replace ('ffffffff-ffff-ffff-ffff-ffffffffffff' as"
+            " org_id) from usage_daily where user_id is null and org_id is null",
+        )
+        first_publish(settings)
+        assert_equal_everywhere(settings)
+
+
+def publish_from_a_new_home(settings: Settings, keep: str, **words: bool) -> None:
+    """As if USAGE_HOME had been lost, and some of its days were rolled up in another one."""
+    settings.published_path.unlink()
+    shutil.rmtree(settings.serving_dir)
+    ensure_snapshot(settings)
+    change_warehouse(
+        settings,
+        f"delete from usage_daily where not ({keep});"
+        "delete from stg_landed_days where usage_date not in (select usage_date from usage_daily)",
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1", **words)
+
+
+@NEW_YORK_ONLY
+@pytest.mark.parametrize("keep", ["usage_date = '2025-04-01'", "usage_date <> '2025-04-01'"])
+def test_a_new_home_takes_no_day_away_that_another_one_published(
+    settings: Settings, keep: str
+) -> None:
+    first_publish(settings)
+    before = in_postgres(settings, "usage_daily")
+    lost = "2025-03-31" if keep == "usage_date = '2025-04-01'" else "2025-04-01"
+
+    with pytest.raises(UsagePipelineError, match=rf"another USAGE_HOME.* of \[{lost}, "):
+        publish_from_a_new_home(settings, keep)
+    assert in_postgres(settings, "usage_daily") == before
+    assert not settings.snapshot_path.exists()
+
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1", may_shrink=True)
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+def test_a_new_home_takes_no_events_away_that_another_one_published(settings: Settings) -> None:
+    first_publish(settings)
+    # 4 of the 5 events of April 1 that readers see
+    with pytest.raises(UsagePipelineError, match=r"more events of \[2025-04-01, 2025-04-02\)"):
+        publish_from_a_new_home(settings, "org_id is not null or metric_type = 'api_call'")
+
+
+@NEW_YORK_ONLY
+def test_a_new_home_with_the_same_days_takes_the_schema_over(settings: Settings) -> None:
+    first_publish(settings)
+    publish_from_a_new_home(settings, "true")
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+@pytest.mark.parametrize("table", ["usage_daily", "snapshot"])
+def test_tables_of_others_in_the_schema_stay(settings: Settings, table: str) -> None:
+    query_postgres(
+        settings,
+        f"create schema usage; create table usage.{table} (invoice text, amount numeric);"
+        f" insert into usage.{table} values ('2025-1', 5)",
+    )
+    with pytest.raises(UsagePipelineError, match=f"did not make: {table}"):
+        first_publish(settings)
+    assert in_postgres(settings, table) == [("2025-1", "5")]
+
+
+@NEW_YORK_ONLY
 def test_a_summary_that_moved_on_is_replaced_whole_and_stops_no_reader(settings: Settings) -> None:
     def summary(cursor: Any) -> list[str]:
         cursor.execute("select distinct as_of_date::text from usage.usage_summary")

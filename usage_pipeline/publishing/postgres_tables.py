@@ -12,6 +12,7 @@ import duckdb
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
+from usage_pipeline.days import ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.duckdb_files import quoted
 from usage_pipeline.publishing.changes import Delta, within
@@ -23,8 +24,7 @@ READER_ROLE = "usage_reader"
 ROWS_A_COPY = 1_000_000  # what is sorted in memory and passes through the scratch file at once
 NULLS_NOT_DISTINCT = 150000  # the first version of Postgres whose unique indexes can do that
 _ATTEMPTS = 30  # of two seconds each, to change what others read
-# Stands for null in the unique indexes of Postgres 13 and 14: RFC 9562's greatest UUID, which no
-# generator produces; the nil UUID does occur, as some applications' default organisation.
+# Stands for null in the unique indexes of Postgres 13 and 14, beside a column that says so.
 _NO_UUID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
@@ -57,15 +57,18 @@ class PostgresTables:
         snapshot: Snapshot,
         *,
         repairing: bool = False,
+        may_shrink: bool = False,
     ) -> None:
         """Apply the deltas, or compare whole tables when Postgres does not hold `base`.
 
         Args:
             db: with the Postgres extension loaded, and `source` attached, which has all tables.
+            may_shrink: whether an operator said that days of another home may go.
 
         Raises:
-            UsagePipelineError: a newer release wrote the schema, or views of others depend on a
-                table that has to be made anew.
+            UsagePipelineError: a newer release wrote the schema, tables of others are in it, it
+                has days that the source lacks, or views of others depend on a table that has to
+                be made anew.
         """
         recorded, version = self._open()
         if recorded == snapshot.snapshot_id and not repairing:
@@ -74,6 +77,8 @@ class PostgresTables:
             self._cursor.connection.commit()
             recorded, version = self._open()
         follows = base is not None and recorded == base.snapshot_id
+        if recorded and not follows and not may_shrink:
+            self._require_days_kept(db, source, first=base is None)
         for delta in deltas:
             unstamped = version < SCHEMA_VERSION and {*STAMPS} <= delta.columns.keys()
             if self._create(delta):
@@ -111,7 +116,8 @@ class PostgresTables:
         # `create … if not exists` wants the privilege to create even when there is nothing to do.
         if not self._fetch("select 1 from pg_namespace where nspname = %s", self._schema):
             self._cursor.execute(f'create schema "{self._schema}"')
-        if self._fetch("select to_regclass(%s)", self._name("snapshot")) == [(None,)]:
+        if "snapshot_id" not in dict(self._attributes("snapshot")):
+            self._require_no_tables()
             self._cursor.execute(
                 f"create table {self._name('snapshot')}"
                 " (snapshot_id text primary key, published_at timestamptz, run_id text)"
@@ -130,6 +136,54 @@ class PostgresTables:
         if recorded[0][1] > SCHEMA_VERSION:
             raise written_by_newer(f"Schema {self._schema} in Postgres", recorded[0][1])
         return str(recorded[0][0]), int(recorded[0][1])
+
+    def _require_no_tables(self) -> None:
+        """Refuse a schema with tables of our names that we did not make: they would be replaced."""
+        ours = ["snapshot", aggregations.NAME, *(table.name for table in SERVED_TABLES)]
+        found = self._fetch(
+            "select relname from pg_class where relnamespace = quote_ident(%s)::regnamespace"
+            " and relname = any(%s) order by relname",
+            self._schema,
+            ours,
+        )
+        if found:
+            raise UsagePipelineError(
+                f"Schema {self._schema} in Postgres has tables that this pipeline did not make: "
+                + ", ".join(name for (name,) in found),
+                "Set USAGE_PUBLISH_SCHEMA to a schema for the pipeline alone; it is created",
+            )
+
+    def _require_days_kept(self, db: duckdb.DuckDBPyConnection, source: str, first: bool) -> None:
+        """Refuse to take days away that another home, or a later state of this one, published.
+
+        A run that was killed between the places has its days here still, or pending.
+
+        Args:
+            first: whether this home publishes for the first time, so that it knows of no number
+                that changed; then no day may have fewer events than readers see.
+        """
+        if not self._attributes("usage_daily"):
+            return
+        theirs = self._fetch(
+            f"select usage_date, sum(event_count)::bigint from {self._name('usage_daily')}"
+            " group by usage_date order by usage_date"
+        )
+        events = "select usage_date, sum(event_count) from {}.main.usage_daily group by usage_date"
+        ours = dict(db.execute(events.format(source)).fetchall())
+        days = f"select usage_date from {source}.main.published_days"
+        known = {day for (day,) in db.execute(days).fetchall()}
+        fewer = [d for d, n in theirs if d not in known or (first and ours.get(d, 0) < n)]
+        if fewer:
+            ranges = ranges_of_days(fewer)
+            more = f" and {len(ranges) - 3} more ranges" if ranges[3:] else ""
+            raise UsagePipelineError(
+                f"Schema {self._schema} in Postgres was published by another USAGE_HOME, or by a"
+                f" later state of this one, and has more events of"
+                f" {', '.join(map(str, ranges[:3]))}{more}",
+                "Roll these days up as well, restore that USAGE_HOME, publish into another"
+                " USAGE_PUBLISH_SCHEMA, or take what is here with"
+                " `usage-pipeline rollup --allow-fewer-events`",
+            )
 
     def _widen(self, deltas: Sequence[Delta]) -> bool:
         """Add new last columns to tables in place, with what others granted and built on them;
@@ -458,7 +512,7 @@ class PostgresTables:
         self._cursor.execute(f"drop table if exists pg_temp.{name}")
         self._cursor.execute(f"create temp table {name} on commit drop as {query}")
 
-    def _fetch(self, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+    def _fetch(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         self._cursor.execute(query, parameters)
         return self._cursor.fetchall()
 
@@ -488,11 +542,14 @@ def _key_columns(delta: Delta) -> dict[str, str]:
 
 
 def _key_values(delta: Delta) -> Iterator[str]:
-    """The same with a value for null; '' stays apart from it."""
+    """The same with two values for each that may be null, so that null is no value of any."""
     for column, value in _key_columns(delta).items():
-        nothing = _NO_UUID if delta.columns[column] == "UUID" else ""
-        nullable = column in delta.table.nullable
-        yield f"coalesce({value}, '{nothing}')" if nullable else value
+        if column in delta.table.nullable:
+            nothing = _NO_UUID if delta.columns[column] == "UUID" else ""
+            yield f"{column} is null"
+            yield f"coalesce({value}, '{nothing}')"
+        else:
+            yield value
 
 
 def _of(relation: str, column: str, value: str) -> str:

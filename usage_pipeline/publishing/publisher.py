@@ -78,7 +78,12 @@ class PublishReport:
 
 
 def publish(
-    settings: Settings, ranges: Sequence[DayRange], run_id: str, built_with: str
+    settings: Settings,
+    ranges: Sequence[DayRange],
+    run_id: str,
+    built_with: str,
+    *,
+    may_shrink: bool = False,
 ) -> PublishReport:
     """Make the warehouse's rows what readers see. The caller is the single writer.
 
@@ -87,10 +92,11 @@ def publish(
         ranges: local days whose rows may have changed; their months are compared as well.
         run_id: recorded with the snapshot and the restatements.
         built_with: version of models and meters that built the warehouse.
+        may_shrink: whether days that only Postgres has may go; see `PostgresTables.write`.
 
     Raises:
-        UsagePipelineError: the warehouse lacks a table, Postgres refuses, or a newer release
-            published; readers then still see the previous state everywhere.
+        UsagePipelineError: the warehouse lacks a table, Postgres refuses, or has what another home
+            or a newer release published; readers then still see the previous state everywhere.
     """
     ensure_snapshot(settings)
     report = PublishReport()
@@ -129,7 +135,7 @@ def publish(
                 url = publish_database_url(settings)
                 with connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
                     postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.bin")
-                    postgres.write(db, source, deltas, base, snapshot)
+                    postgres.write(db, source, deltas, base, snapshot, may_shrink=may_shrink)
         with report.timed("swap"):
             if report.changed:
                 (work / STATE).replace(settings.published_path)
