@@ -52,6 +52,7 @@ class Rollup:
         timings: seconds by stage of all steps so far.
         allow_fewer_events: whether days asked for may lose events, whatever they had, and days go
             that only the publish database has.
+        fewer: days that lost events because they might: how many they had, and have.
         refused: the manifests of the days whose last extraction here would have lost events.
         progress: called with what is being done, how much of it is done, and how much there is;
             replaced by whoever has a place to show it.
@@ -67,6 +68,7 @@ class Rollup:
             lambda: lost_events.lost_days(settings),
         )
         self.allow_fewer_events = False
+        self.fewer: dict[date, tuple[int, int]] = {}
         self.refused: list[Manifest] = []
         self._audited_revision: int | None = None
 
@@ -78,6 +80,7 @@ class Rollup:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         allowed = dict.fromkeys(days := set(days), ANY_NUMBER) if self.allow_fewer_events else {}
         wanted = self.pending.add({*days, *repairs})
+        had = lost_events.events_had(self.settings) if allowed else {}
         landed = 0
 
         def progress(manifest: Manifest) -> None:
@@ -99,6 +102,7 @@ class Rollup:
                 may_lose=allowed,
                 claim=claim,
             )
+        self.fewer = lost_events.fewer_events(had, manifests)
         self.refused = [manifest for manifest in manifests if manifest.refused]
         return manifests
 

@@ -32,7 +32,7 @@ from usage_pipeline.landing import erased_users
 from usage_pipeline.landing.erasing import days_of_user, erase_user
 from usage_pipeline.landing.landed_days import data_files
 from usage_pipeline.landing.repairs import days_to_repair
-from usage_pipeline.operations.erasure import Trace, erase, find_traces
+from usage_pipeline.operations.erasure import Trace, erase, find_traces, remedy
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving.exports import export_month, export_user_events
 from usage_pipeline.settings import Settings
@@ -297,6 +297,19 @@ def test_what_is_no_id_and_whom_nobody_knows_are_refused(erased: Erased) -> None
     assert isinstance(result.exception, UsagePipelineError)
     assert "Nothing about this user" in str(result.exception)
     assert (erased.settings.home / "erased_users.json").read_text() == listed
+
+
+def test_what_keeps_an_id_on_a_lost_day_is_said(make_settings: Any) -> None:
+    settings = make_settings()
+    assert "erase the user again" in remedy(settings)
+    for lost in ("2024-03-10", "2024-03-12"):
+        (settings.damaged_dir / f"usage_date={lost}").mkdir(parents=True)
+    for said in (
+        "[2024-03-10, 2024-03-11), [2024-03-12, 2024-03-13) are damaged",
+        "--start 2024-03-10 --end 2024-03-11 --allow-fewer-events",
+        "--start 2024-03-12 --end 2024-03-13 --allow-fewer-events",
+    ):
+        assert said in remedy(settings)
 
 
 def test_landing_again_keeps_a_person_erased(erased: Erased) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from datetime import date, timedelta
 from decimal import Decimal
@@ -20,13 +21,14 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
+from usage_pipeline.app_db.fingerprints import EMPTY
 from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.extraction import land_events
-from usage_pipeline.landing.landed_days import data_files, landed_manifests, partition
+from usage_pipeline.landing.landed_days import Manifest, data_files, landed_manifests, partition
 from usage_pipeline.landing.lost_events import lost_days
-from usage_pipeline.landing.repairs import changed_days, days_to_repair, refused_days
+from usage_pipeline.landing.repairs import changed_days, days_to_repair, refusal, refused_days
 from usage_pipeline.operations.status import summary
 from usage_pipeline.orchestration.launch import dagster_instance
 from usage_pipeline.settings import Settings
@@ -130,6 +132,22 @@ def place(new_database: Any, make_settings: Any, tmp_path: Path) -> Place:
         "month": (Decimal("15"), 10),
     }
     return made
+
+
+def test_the_advice_to_lose_events_names_refused_days_only() -> None:
+    def refused(day: date) -> Manifest:
+        return Manifest(str(day), "UTC", True, 4, 0, 0, "4", None, "", "", {}, refused=EMPTY)
+
+    first = date(2024, 3, 1)
+    ago = [0, 1, 5]  # of the days between, nothing but landing may have the events
+    said = str(refusal([refused(first + timedelta(n)) for n in ago]))
+    assert re.findall(r"rollup --start (\S+) --end (\S+) --allow-fewer-events", said) == [
+        ("2024-03-01", "2024-03-03"),
+        ("2024-03-06", "2024-03-07"),
+    ]
+    said = str(refusal([refused(first + timedelta(2 * n)) for n in range(8)]))
+    assert said.count("--allow-fewer-events") == 5
+    assert "and 3 more ranges" in said
 
 
 def test_a_damaged_day_whose_source_is_gone_stays_published(place: Place) -> None:
@@ -360,5 +378,6 @@ def test_an_operator_is_told_and_decides(
 
     allowed = command("rollup", OLD, "--allow-fewer-events")
     assert allowed.exit_code == 0, allowed.exception
+    assert "2024-03-10 has 0 events now, and had 5." in allowed.output
     assert place.totals()["month"] == (Decimal("9"), 6)
     assert check() == "SUCCEEDED"

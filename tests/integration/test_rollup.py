@@ -505,3 +505,28 @@ def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
     with duckdb.connect(str(settings.warehouse_path)) as db:
         counted = "select count(*), count(limit_quantity), count(limit_raw) from stg_plan_limits"
         assert db.execute(counted).fetchall() == [(4, 1, 0)]
+
+
+def test_events_without_an_id_are_set_aside_each(new_database: Any, make_settings: Any) -> None:
+    database: AppDatabase = new_database()
+    user = str(UUID(int=1))
+    database.execute(
+        "alter table usage_events drop constraint usage_events_pkey;"
+        " alter table usage_events alter id drop not null"
+    )
+    database.insert(
+        "usage_events",
+        [
+            (event_id, user, None, "api_call", None, quantity, "2024-03-30T12:00Z")
+            for event_id, quantity in ((user, 5), (None, 3), (None, 2), (None, 2))
+        ],
+    )
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    roll_up(settings, day("2024-03-30"))
+    tables = assert_published_alike(settings, database.url)
+    assert [row["total_quantity"] for row in tables["usage_daily"]] == [5]
+    assert sorted((r["event_id"], r["quantity"]) for r in tables["invalid_usage_events"]) == [
+        ("no id 2024-03-30 1", "2.000000000"),
+        ("no id 2024-03-30 2", "2.000000000"),
+        ("no id 2024-03-30 3", "3.000000000"),
+    ]

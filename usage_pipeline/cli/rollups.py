@@ -65,6 +65,8 @@ def rollup(
     stages = stages | {"imports and Dagster": seconds - sum(stages.values())}
     if timings:
         _print_timings(stages, seconds)
+    for day, (had, has) in steps.fewer.items():
+        out.print(f"{day} has {has:,} events now, and had {had:,}.")
     if steps.refused:
         raise refusal(steps.refused)
     return stages  # for who calls the command from Python; see click's standalone_mode
@@ -94,7 +96,11 @@ def roll_up(
         steps: Rollup = defs.resources["rollup"]  # type: ignore[index]
         steps.allow_fewer_events = allow_fewer_events
         show_steps(steps, bar, task)
-        return run_rollup(defs, settings, days), steps
+
+        def waiting(holder: str) -> None:
+            steps.progress(f"waiting for {holder}", 0, 1)
+
+        return run_rollup(defs, settings, days, waiting), steps
 
 
 def _require_databases(settings: Settings) -> None:

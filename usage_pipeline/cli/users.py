@@ -73,7 +73,7 @@ def erase_user(
         _print_traces("Still holds the id", left)
         raise UsagePipelineError(
             f"{len(left)} places still hold the id",
-            "Let running work end, erase the user again, and read docs/operations.md",
+            erasure.remedy(settings),
         )
     else:
         out.print(f"Erased. {len(held)} places held the id, no file and no table does now.")

@@ -90,6 +90,11 @@ _DIAGNOSES: tuple[tuple[str, str, str], ...] = (
         "{place} denies a privilege: {text}",
         "Grant it to the role of {variable}; `usage-pipeline doctor` checks all that is needed",
     ),
+    (
+        r"could not convert string",
+        "{place} has a value that is not of its column's kind: {text}",
+        "Correct the rows, or leave them out in usage_pipeline/app_db/queries/",
+    ),
     (r"database .* does not exist", "{text}", "Create it, or correct {variable}"),
     (
         r"unable to connect|connection to server|could not translate|timeout expired|refused",

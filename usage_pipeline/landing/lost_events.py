@@ -11,7 +11,7 @@ aside, and its rows in the warehouse stay what they were when they could be buil
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 import duckdb
 
-from usage_pipeline.days import ranges_of_days
+from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
-from usage_pipeline.landing.landed_days import partitions_in
+from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions_in
 from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
+
+_RANGES_SHOWN = 5
 
 
 class PublishedDay(NamedTuple):
@@ -52,6 +54,20 @@ def published_days(settings: Settings) -> dict[date, PublishedDay]:
         except duckdb.CatalogException:  # of a release that kept no ledger
             return {}
     return {day: PublishedDay(*figures) for day, *figures in rows}
+
+
+def events_had(settings: Settings) -> dict[date, int]:
+    """How many events each day has, landed or else published."""
+    had = {day: found.events for day, found in published_days(settings).items()}
+    return had | {day: manifest.rows for day, manifest in landed_manifests(settings).items()}
+
+
+def fewer_events(
+    had: Mapping[date, int], landed: Iterable[Manifest]
+) -> dict[date, tuple[int, int]]:
+    """The days that have fewer events than they had: how many they had, and have."""
+    has = {date.fromisoformat(manifest.usage_date): manifest.rows for manifest in landed}
+    return {day: (had[day], has[day]) for day in sorted(has) if has[day] < had.get(day, 0)}
 
 
 def is_correction(settings: Settings, day: date, had: int, found: int) -> bool:
@@ -107,10 +123,16 @@ def require_kept(settings: Settings, landed: Collection[date]) -> None:
             f"Nothing is published, because published events of {', '.join(map(str, ranges))} "
             "are neither landed nor in the source any more",
             "Put the days' directories back below landing/usage_events and roll the days up, or "
-            f"take what the source has: {allowing(ranges[0].start, ranges[-1].end)}",
+            f"take what the source has: {allowing(ranges)}",
         )
 
 
-def allowing(start: date, end: date) -> str:
-    """The command that takes what the source has of the days [start, end)."""
-    return f"usage-pipeline rollup --start {start} --end {end} --allow-fewer-events"
+def allowing(ranges: Sequence[DayRange]) -> str:
+    """The commands that take what the source has of these days, and of none between them, which
+    may have lost their source as well."""
+    shown = "; ".join(
+        f"usage-pipeline rollup --start {days.start} --end {days.end} --allow-fewer-events"
+        for days in ranges[:_RANGES_SHOWN]
+    )
+    more = len(ranges) - _RANGES_SHOWN
+    return f"{shown}; and {more} more ranges" if more > 0 else shown

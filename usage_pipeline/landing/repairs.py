@@ -125,7 +125,7 @@ def require_events_to_recut(settings: Settings, recut: Mapping[date, Manifest]) 
             f"USAGE_TIMEZONE was {', '.join(zones)} and is {settings.timezone}, so all days are cut"
             f" anew, but the source has fewer events of {', '.join(shown)}{more}",
             f"Set it to {zones[0]} again, or take what the source has: "
-            + lost_events.allowing(min(fewer), max(fewer) + timedelta(days=1)),
+            + lost_events.allowing([DayRange(min(fewer), max(fewer) + timedelta(days=1))]),
         )
 
 
@@ -146,7 +146,7 @@ def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
         f"The source has fewer events than landed or published, so nothing was changed for "
         f"{', '.join(shown)}{more}",
         "Bring the events back into the source and roll the days up, or take what it has: "
-        + lost_events.allowing(min(days), max(days) + timedelta(days=1)),
+        + lost_events.allowing(ranges_of_days(days)),
     )
 
 

@@ -24,7 +24,7 @@ from usage_pipeline.infra.databases import dagster_database_url, publish_databas
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import compact, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
-from usage_pipeline.landing import erased_users
+from usage_pipeline.landing import erased_users, lost_events
 from usage_pipeline.landing.erasing import days_of_user, erase_user
 from usage_pipeline.landing.landed_days import in_use, landed_manifests
 from usage_pipeline.rollup import Rollup
@@ -148,6 +148,19 @@ def find_traces(rollup: Rollup, user_id: UUID) -> list[Trace]:
         user_id,
     )
     return found
+
+
+def remedy(settings: Settings) -> str:
+    """What to do when places still hold an id that was erased."""
+    lost = ranges_of_days(lost_events.lost_days(settings))
+    if not lost:
+        return "Let running work end, erase the user again, and read docs/operations.md"
+    return (
+        f"The events of {', '.join(map(str, lost))} are damaged and gone from the source, so no "
+        "table of these days can be built without the user. Put the days' directories back below "
+        "landing/usage_events and roll the days up, or take what the source has: "
+        f"{lost_events.allowing(lost)}. Then erase the user again"
+    )
 
 
 def check_known(settings: Settings, user_id: UUID, traces: Sequence[Trace]) -> None:

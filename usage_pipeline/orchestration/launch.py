@@ -6,8 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from usage_pipeline.infra.postgres import database_error
 from usage_pipeline.infra.processes import lives, this_process
 from usage_pipeline.orchestration.failures import expected_words, unexpected_error
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.names import CHAINED_TAG
+from usage_pipeline.orchestration.names import CHAINED_TAG, WAREHOUSE_POOL
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
 from usage_pipeline.settings import Settings
 
@@ -32,6 +32,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _CLI_TAGS = {CHAINED_TAG: "no", "dagster/max_retries": "0"}
 _PROCESS_TAG = "usage/process"
 _DAEMON_SILENCE_SECONDS = 120
+_LOOK_SECONDS = 15  # between looks at the runs that a run may be waiting for
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -65,8 +66,16 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         raise database_error(error, url, "DAGSTER_PG_URL") from error
 
 
-def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list[str]:
+def run_rollup(
+    defs: dg.Definitions,
+    settings: Settings,
+    days: DayRange,
+    waiting: Callable[[str], None] = lambda holder: None,
+) -> list[str]:
     """Roll up days and their months as two runs; gives the run ids.
+
+    Args:
+        waiting: called with the run that has the pool, now and again while this one waits for it.
 
     Raises:
         UsagePipelineError: the failure of the first step that failed, in its own words.
@@ -79,8 +88,8 @@ def run_rollup(defs: dg.Definitions, settings: Settings, days: DayRange) -> list
     ):
         _bury_dead_runs(instance)
         return [
-            _run(defs, instance, NIGHTLY, day_range_tags(days)),
-            _run(defs, instance, MONTHLY, month_range_tags(days)),
+            _run(defs, instance, NIGHTLY, day_range_tags(days), waiting),
+            _run(defs, instance, MONTHLY, month_range_tags(days), waiting),
         ]
 
 
@@ -115,19 +124,40 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _run(defs: dg.Definitions, instance: dg.DagsterInstance, job: str, tags: dict[str, str]) -> str:
+def _run(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    tags: dict[str, str],
+    waiting: Callable[[str], None],
+) -> str:
     # In the main thread, Dagster takes signals over and records a stop as a failed step.
     with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(
+        run = thread.submit(
             defs.resolve_job_def(job).execute_in_process,
             instance=instance,
             tags={**tags, **_CLI_TAGS, _PROCESS_TAG: this_process()},
             run_config=_QUIET,
             raise_on_error=False,
-        ).result()
+        )
+        while not wait([run], _LOOK_SECONDS).done:
+            # A daemon that was killed just before this command is found dead only now.
+            _bury_dead_runs(instance)
+            if holder := _holder_of_pool(instance):
+                waiting(holder)
+        result = run.result()
     if not result.success:
         raise _failure(result)
     return result.run_id
+
+
+def _holder_of_pool(instance: dg.DagsterInstance) -> str | None:
+    """The run that has the pool while a step of this process waits for it."""
+    own = dg.RunsFilter(statuses=_UNFINISHED, tags={_PROCESS_TAG: this_process()})
+    mine = {run.run_id for run in instance.get_runs(own)}
+    pool = instance.event_log_storage.get_concurrency_info(WAREHOUSE_POOL)
+    others = sorted(pool.active_run_ids - mine)
+    return f"run {others[0][:8]}" if others and pool.pending_run_ids & mine else None
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> UsagePipelineError:
