@@ -183,7 +183,9 @@ class TestWithManyEventsLanded:
             place.settings
         )
         searched: list[Collection[Any]] = []
-        monkeypatch.setattr(repairs, "_ids", lambda files: searched.append(files) or _none())
+        monkeypatch.setattr(
+            repairs, "_ids", lambda files, *types: searched.append(files) or _none()
+        )
         place.add(recent[1] - timedelta(days=2))  # events that are new are no changed rows
         place.roll_up(recent[1])
         assert [len(files) for files in searched] == [2]  # those of the new day, not of old ones
