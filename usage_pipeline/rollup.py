@@ -98,7 +98,7 @@ class Rollup:
                 self.settings,
                 sorted(wanted),
                 progress=progress,
-                replacing=self._replacing(wanted),
+                replacing=self._replacing,
                 may_lose=allowed,
                 claim=claim,
             )

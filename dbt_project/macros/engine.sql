@@ -116,6 +116,12 @@
   end
 {%- endmacro %}
 
+{% macro spelled_quantity(quantity) -%} {{ adapter.dispatch('spelled_quantity')(quantity) }} {%- endmacro %}
+{# A DECIMAL(38,9) as text, without the zeros at its end that say nothing. #}
+{% macro duckdb__spelled_quantity(quantity) -%}
+  rtrim(rtrim(cast({{ quantity }} as varchar), '0'), '.')
+{%- endmacro %}
+
 {% macro held(value) -%} {{ adapter.dispatch('held')(value) }} {%- endmacro %}
 {# A decimal, or the text of one, as DECIMAL(38,9); null when that cannot hold it. #}
 {% macro duckdb__held(value) -%} try_cast({{ value }} as decimal(38, 9)) {%- endmacro %}

@@ -184,7 +184,7 @@ class TestWithManyEventsLanded:
         )
         searched: list[Collection[Any]] = []
 
-        def counting(files: Collection[Any]) -> Any:
+        def counting(files: Collection[Any], *types: str) -> Any:
             searched.append(files)
             return _none()
 
