@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults check lint docs bench bench-quick lock clean
+.PHONY: help demo up test test-fast faults check lint docs bench bench-quick lock clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -27,6 +27,10 @@ up: $(VENV)/.installed ## Dagster at http://127.0.0.1:3000 with schedules and se
 
 test: $(VENV)/.installed ## All tests, against real Postgres, dbt, DuckDB and Dagster.
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What neither rolls up nor starts Dagster: settings, meters, days, landed files, documents.
+test-fast: $(VENV)/.installed ## The tests that take seconds, for the loop while coding.
+	$(BIN)/python -m pytest -q -x tests/unit tests/test_docs.py tests/test_lint.py
 
 faults: $(VENV)/.installed ## Kill rollups at all named points and 200 random times; 100 random histories (an hour).
 	$(BIN)/python -m pytest -n 2 tests/faults --thorough

@@ -24,11 +24,11 @@ def cells(ours: str, theirs: str) -> dict[str, Any]:
         ours: Parquet of `project.build`.
         theirs: Parquet or CSV of a peer.
     """
-    text = "cast({0} as varchar) as {0}"
-    columns = ", ".join(text.format(name) for name in ("user_id", "org_id", "metric_type"))
     # In no format may a total pass through a float on its way here.
-    columns += ", cast(total_quantity as decimal(38, 9)) as total_quantity"
-    columns += ", cast(event_count as bigint) as event_count"
+    numbers = (
+        "cast(total_quantity as decimal(38, 9)) as total_quantity, "
+        "cast(event_count as bigint) as event_count"
+    )
     if theirs.endswith(".csv"):
         reader = f"read_csv('{theirs}', header = true, all_varchar = true, nullstr = '')"
     else:
@@ -37,8 +37,16 @@ def cells(ours: str, theirs: str) -> dict[str, Any]:
         kinds = {name: kind for name, kind, *_ in db.execute(f"describe from {reader}").fetchall()}
         if kinds["total_quantity"] in ("DOUBLE", "FLOAT"):
             return {"differences": -1, "why": "its totals are floats"}
+        # Some peers know Parquet's UUID as 16 bytes only.
+        user, org = (
+            f"cast(hex({name}) as uuid)" if kinds[name] == "BLOB" else f"cast({name} as uuid)"
+            for name in ("user_id", "org_id")
+        )
         return _differences(
-            db, f"select {columns} from read_parquet('{ours}')", f"select {columns} from {reader}"
+            db,
+            "select cast(user_id as uuid), cast(org_id as uuid), metric_type, "
+            f"{numbers} from read_parquet('{ours}')",
+            f"select {user}, {org}, cast(metric_type as varchar), {numbers} from {reader}",
         )
 
 

@@ -19,6 +19,7 @@ import typer
 import yaml
 
 from usage_pipeline.cli.main import app
+from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import SERVED_TABLES
 from usage_pipeline.settings import DBT_PROJECT_DIR, PROJECT_DIR, Settings
 
@@ -80,7 +81,8 @@ def outputs() -> str:
         )
         for table in SERVED_TABLES
     )
-    return _table(("table", "key", "holds"), rows)
+    view = (f"`{aggregations.NAME}`", "id", _first_sentence(aggregations.DESCRIPTION))
+    return _table(("table", "key", "holds"), [*rows, view])
 
 
 def decisions() -> str:

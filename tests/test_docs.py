@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -52,6 +53,16 @@ def test_what_is_generated_is_up_to_date(path: Path) -> None:
     assert generate.generated(text) == text, "run `make docs`"
 
 
+def test_the_order_of_imports_is_that_of_the_contract() -> None:
+    text = (PROJECT_DIR / "docs" / "architecture.md").read_text("utf-8")
+    told = re.search(r"^Imports run one way: (.+)\.$", text, re.M)
+    assert told
+    project = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text("utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = [set(re.findall(r"`(\w+)`", layer)) for layer in told[1].split("→")]
+    assert layers == [set(re.findall(r"\w+", layer)) for layer in contract]
+
+
 def test_a_changed_figure_is_written_into_the_text() -> None:
     row = "make demo, installed | usage-pipeline | budget"
     text = f"<!-- figure: {row} -->3 days<!-- /figure -->"
@@ -89,7 +100,8 @@ def test_example_environment_names_exactly_the_settings() -> None:
 
 def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
     documented = {row[0]: row[1] for row in _rows(_section(README, "Outputs"))}
-    assert documented == {table.name: ", ".join(table.key) for table in SERVED_TABLES}
+    tables = {table.name: ", ".join(table.key) for table in SERVED_TABLES}
+    assert documented == {**tables, "usage_aggregations": "id"}
 
 
 def test_commands_fit_into_the_list_of_help() -> None:

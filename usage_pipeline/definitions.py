@@ -32,7 +32,7 @@ def build_defs(
     settings = settings or load_settings()
     rollup = Rollup(settings)
     partitions = Partitions(settings)
-    job_list = jobs.build_jobs(partitions)
+    job_list = jobs.build_jobs()
     with warnings.catch_warnings():
         # Backfill policies are "beta"; the dependency range is pinned to one minor version.
         warnings.simplefilter("ignore", dg.BetaWarning)

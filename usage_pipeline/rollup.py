@@ -18,7 +18,7 @@ from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import lost_events
-from usage_pipeline.landing.accounts import land_accounts
+from usage_pipeline.landing.accounts import complete_accounts, land_accounts
 from usage_pipeline.landing.calendar import land_calendar
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions
@@ -50,7 +50,8 @@ class Rollup:
 
     Attributes:
         timings: seconds by stage of all steps so far.
-        allow_fewer_events: whether days asked for may lose events, whatever they had.
+        allow_fewer_events: whether days asked for may lose events, whatever they had, and days go
+            that only the publish database has.
         fewer: days that lost events because they might: how many they had, and have.
         refused: the manifests of the days whose last extraction here would have lost events.
         progress: called with what is being done, how much of it is done, and how much there is;
@@ -97,7 +98,7 @@ class Rollup:
                 self.settings,
                 sorted(wanted),
                 progress=progress,
-                replacing=self._replacing(wanted),
+                replacing=self._replacing,
                 may_lose=allowed,
                 claim=claim,
             )
@@ -122,6 +123,7 @@ class Rollup:
         """Create the staging views."""
         with self._writing("building staging", "models"):
             ensure_snapshot(self.settings)
+            complete_accounts(self.settings)
             return self.transformer.run("tag:staging")
 
     def build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
@@ -143,7 +145,7 @@ class Rollup:
             return self._build_months()
 
     def build_current(self) -> list[NodeResult]:
-        """Build what has no partitions: the trailing summaries and the published view."""
+        """Build what has no partitions: the trailing summaries."""
         with self._writing("building summaries", "models"):
             return self.transformer.run("tag:current")
 
@@ -250,7 +252,13 @@ class Rollup:
                 self._bring_up_to_date()
                 self._require_audit()
             ranges = self.pending.built()
-            report = publish(self.settings, ranges, run_id, self.transformer.version)
+            report = publish(
+                self.settings,
+                ranges,
+                run_id,
+                self.transformer.version,
+                may_shrink=self.allow_fewer_events,
+            )
             self.pending.remove(ranges)
             return report
 
@@ -282,10 +290,7 @@ class Rollup:
     def _require_audit(self) -> None:
         failures = blocking_failures(self._audit())
         if failures:
-            raise UsagePipelineError(
-                f"Blocking checks failed: {', '.join(result.name for result in failures)}",
-                "Read the checks in the Dagster UI; the previous snapshot stays published",
-            )
+            raise blocked(failures)
 
     def _audit(self) -> list[NodeResult]:
         self._audited_revision = None
@@ -381,3 +386,11 @@ def _badness(result: NodeResult) -> tuple[int, int]:
 def blocking_failures(results: Iterable[NodeResult]) -> list[NodeResult]:
     """The results that forbid publishing; tests of severity `warn` never do."""
     return [result for result in results if result.status in ("fail", "error")]
+
+
+def blocked(failures: Iterable[NodeResult]) -> UsagePipelineError:
+    """What to tell an operator when tests forbid publishing."""
+    return UsagePipelineError(
+        f"Blocking checks failed: {', '.join(result.name for result in failures)}",
+        "Read the checks in the Dagster UI; the previous snapshot stays published",
+    )

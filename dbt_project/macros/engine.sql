@@ -116,6 +116,12 @@
   end
 {%- endmacro %}
 
+{% macro spelled_quantity(quantity) -%} {{ adapter.dispatch('spelled_quantity')(quantity) }} {%- endmacro %}
+{# A DECIMAL(38,9) as text, without the zeros at its end that say nothing. #}
+{% macro duckdb__spelled_quantity(quantity) -%}
+  rtrim(rtrim(cast({{ quantity }} as varchar), '0'), '.')
+{%- endmacro %}
+
 {% macro held(value) -%} {{ adapter.dispatch('held')(value) }} {%- endmacro %}
 {# A decimal, or the text of one, as DECIMAL(38,9); null when that cannot hold it. #}
 {% macro duckdb__held(value) -%} try_cast({{ value }} as decimal(38, 9)) {%- endmacro %}
@@ -192,27 +198,16 @@
     + cast(cast({{ quantity }} - trunc({{ quantity }}) as decimal(10, 9)) * 1000000000 as hugeint))
 {%- endmacro %}
 
-{% macro uuid_of(text) -%} {{ adapter.dispatch('uuid_of')(text) }} {%- endmacro %}
-{% macro duckdb__uuid_of(text) -%} cast(md5({{ text }}) as uuid) {%- endmacro %}
-
-{% macro epoch_seconds(instant) -%} {{ adapter.dispatch('epoch_seconds')(instant) }} {%- endmacro %}
-{% macro duckdb__epoch_seconds(instant) -%} cast(extract(epoch from {{ instant }}) as bigint) {%- endmacro %}
-
-{# Types: ids and JSON are text where the engine has none of their own; an instant has no zone. #}
+{# Types: ids are text where the engine has no type for them; an instant has no zone. #}
 {% macro uuid_type() -%} {{ adapter.dispatch('uuid_type')() }} {%- endmacro %}
 {% macro duckdb__uuid_type() -%} uuid {%- endmacro %}
 {% macro default__uuid_type() -%} {{ text_type() }} {%- endmacro %}
-
-{% macro json_type() -%} {{ adapter.dispatch('json_type')() }} {%- endmacro %}
-{% macro duckdb__json_type() -%} json {%- endmacro %}
-{% macro default__json_type() -%} {{ text_type() }} {%- endmacro %}
 
 {% macro instant_type() -%} {{ adapter.dispatch('instant_type')() }} {%- endmacro %}
 {% macro duckdb__instant_type() -%} timestamptz {%- endmacro %}
 
 {# What dbt itself dispatches, under names that read well in models. #}
 {% macro text_type() -%} {{ dbt.type_string() }} {%- endmacro %}
-{% macro now() -%} {{ dbt.current_timestamp() }} {%- endmacro %}
 {% macro add_days(column, days) -%} cast({{ dbt.dateadd('day', days, column) }} as date) {%- endmacro %}
 {% macro month_of(column) -%} cast({{ dbt.date_trunc('month', column) }} as date) {%- endmacro %}
 {% macro next_month(column) -%}

@@ -48,6 +48,7 @@
     event_type,
     event_data,
     quantity,
+    quantity_raw,
     created_at,
     {% if meter.value -%}
       {{ json_text('event_data', meter.value) }} as value_text,

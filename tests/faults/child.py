@@ -12,9 +12,10 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class At:
 
 
 def _before(owner: Any, name: str, *how: Any, **further: Any) -> At:
-    return At(owner, name, *how, before=True, **further)
+    return replace(At(owner, name, *how, **further), before=True)
 
 
 def _onto(pattern: str) -> Matches:
@@ -136,9 +137,7 @@ def _around_commit(harm: Harm, *, before: bool) -> Harm:
 
     def arm() -> None:
         connect = psycopg2.connect
-        psycopg2.connect = lambda *args, **kwargs: connect(
-            *args, connection_factory=Connection, **kwargs
-        )
+        psycopg2.connect = partial(connect, connection_factory=Connection)
 
     return arm
 

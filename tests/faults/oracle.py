@@ -133,7 +133,9 @@ class Oracle:
             for event in in_days
             if number_of(event.quantity) is not None and event.event_type in known
         ]
-        self.rejected = [(event, None) for event in in_days if event not in self.valid]
+        self.rejected: list[tuple[Event, str | None]] = [
+            (event, None) for event in in_days if event not in self.valid
+        ]
         self.counted = {meter.key: list(self._counted(meter)) for meter in self.meters}
         self.of = {meter.key: meter for meter in self.meters}
         daily = self._usage(lambda c: (c.day, c.event.user_id, c.event.org_id), "usage_date")

@@ -198,8 +198,8 @@ def test_quantities_are_rounded_half_away_from_zero_and_zero_counts(edge_tables:
         rows = [row for row in tables[table] if row["user_id"] == IDS["bob"]]
         found = picked(rows, "metric_type", "total_quantity", "event_count")
         assert [row[0] for row in found] == [row[0] for row in expected]
-        for row, wanted in zip(found, expected, strict=True):
-            assert row == wanted, table
+        for seen, wanted in zip(found, expected, strict=True):
+            assert seen == wanted, table
 
 
 def test_numbers_that_are_none_are_listed_and_count_nowhere(edge_tables: Any) -> None:
@@ -521,8 +521,8 @@ def test_trailing_windows_and_their_change(activity: dict[str, list[Row]]) -> No
     ]
     found = [row for row in activity["usage_summary"] if row["metric_type"] == "user_active"]
     assert len(found) == len(activity["usage_summary"]) == len(expected)
-    columns = ("scope", "user_id", "org_id", "time_window", "as_of_date", "window_start")
-    columns += ("window_end", "total_quantity", "previous_quantity", "change_ratio", "event_count")
+    columns = ["scope", "user_id", "org_id", "time_window", "as_of_date", "window_start"]
+    columns += ["window_end", "total_quantity", "previous_quantity", "change_ratio", "event_count"]
     by_key = {tuple(row[c] for c in columns[:4]): tuple(row[c] for c in columns) for row in found}
-    for row in expected:
-        assert by_key[row[:4]] == row
+    for wanted in expected:
+        assert by_key[wanted[:4]] == wanted

@@ -66,7 +66,6 @@ def test_a_failing_test_keeps_no_other_from_its_result(settings: Settings) -> No
     assert {
         "organisations_equal_users_daily",
         "retention_is_at_most_all",
-        "usage_aggregations_equal_usage",
         "rollup_equals_landing",
     } <= failed
     assert any(name.startswith("unique_grain_usage_daily_") for name in failed)
@@ -196,7 +195,7 @@ def test_a_test_without_result_shuts_the_gate(settings: Settings) -> None:
         ("macros/engine.sql", "{#", "{# more prose", False),
         ("models/usage/usage_daily.sql", "with partials", "with /* why */ partials", False),
         ("models/usage/usage_daily.sql", "    event_count,", "    event_count + 1,", True),
-        ("models/usage/usage_aggregations.sql", "'|'", "'--'", True),
+        ("models/usage/usage_monthly.sql", "'month'", "'day'", True),
         ("macros/engine.sql", "decimal(38, 9)", "decimal(38, 8)", True),
         ("models/usage/usage_daily.yml", "decimal(38, 9)", "decimal(38, 8)", True),
         ("dbt_project.yml", "replace_days", "append", True),

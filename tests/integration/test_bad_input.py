@@ -250,10 +250,11 @@ def test_an_unreachable_storage_of_dagster(command: tuple[str, ...], cli: Comman
 )
 @pytest.mark.parametrize("variable", ["USAGE_APP_DATABASE_URL", "DAGSTER_PG_URL"])
 def test_a_url_that_is_not_encoded(variable: str, url: str, cli: CommandLine) -> None:
+    wrong: dict[str, Any] = {variable: url}
     cli.refuses(
         "rollup",
         *RANGE,
-        **{variable: url},
+        **wrong,
         says=f"{variable} is a value that is not shown",
         remedy="percent-encoded",
     )

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from usage_pipeline.publishing.snapshot import ensure_snapshot
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 
 Dbt = Callable[..., str]
@@ -37,6 +38,7 @@ def dbt(settings: Settings) -> Dbt:
         **os.environ,
         "USAGE_DBT_WAREHOUSE": str(settings.warehouse_path),
         "USAGE_DBT_LANDING": str(settings.landing_dir),
+        "USAGE_DBT_LANDED_EVENTS": landed_events(f"'{settings.events_dir}/*/part-*.parquet'"),
         "USAGE_DBT_SNAPSHOT": str(settings.published_path),
     }
 

@@ -49,11 +49,12 @@ def databases(new_database: Any) -> Iterator[tuple[AppDatabase, AppDatabase]]:
 @pytest.fixture(scope="module")
 def settings(databases: tuple[AppDatabase, AppDatabase], make_settings: Any) -> Settings:
     app, storage = databases
-    return make_settings(  # type: ignore[no-any-return]
+    made: Settings = make_settings(
         USAGE_APP_DATABASE_URL=as_role(app.url, "usage_source"),
         USAGE_PUBLISH_DATABASE_URL=as_role(app.url, "usage_publisher"),
         DAGSTER_PG_URL=as_role(storage.url, "dagster"),
     )
+    return made
 
 
 def failures(settings: Settings) -> dict[str, str]:

@@ -89,7 +89,7 @@ class Place:
             "USAGE_APP_DATABASE_URL": self.database.url,
             "USAGE_METERS_FILE": self.settings.meters_file,
         }
-        return Settings(_env_file=None, **{**kept, **variables})
+        return Settings(_env_file=None, **{**kept, **variables})  # type: ignore[call-arg]
 
     def roll_up(self, *days: date, **options: Any) -> None:
         roll_up(self.settings, *map(_day, days), **options)

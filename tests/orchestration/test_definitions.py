@@ -90,7 +90,7 @@ def test_every_asset_has_description_owner_kinds_and_one_of_the_seven_groups(gra
 
 def test_every_served_table_and_output_is_an_asset(graph: Any) -> None:
     names = {key.path[-1] for key in graph.materializable_asset_keys}
-    assert {"usage_daily", "usage_monthly", "usage_aggregations", "usage_summary"} <= names
+    assert {"usage_daily", "usage_monthly", "usage_summary"} <= names
     assert {"snapshot", "parquet", "postgres", "user_exports", "usage_events"} <= names
 
 
@@ -180,12 +180,12 @@ def test_days_feed_the_month_that_holds_them(graph: Any) -> None:
 
 
 def test_what_opens_the_warehouse_to_write_holds_the_pool(defs: dg.Definitions) -> None:
-    pools = {
-        step.name: step.pool
+    steps: list[Any] = [
+        node.definition
         for job in (NIGHTLY, MONTHLY)
-        for step in defs.resolve_job_def(job).nodes_in_topological_order
-        for step in [step.definition]
-    }
+        for node in defs.resolve_job_def(job).nodes_in_topological_order
+    ]
+    pools = {step.name: step.pool for step in steps}
     writers = {"staging_views", "daily_models", "monthly_models", "current_models"}
     writers |= {"publish", "audit"}
     assert writers <= pools.keys()
@@ -199,7 +199,7 @@ def test_job_selections(defs: dg.Definitions) -> None:
     }
     assert {"usage_events", "users", "stg_usage_events", "usage_daily"} <= selected[NIGHTLY]
     assert not selected[NIGHTLY] & {"usage_monthly", "usage_summary", "snapshot"}
-    assert {"usage_monthly", "usage_summary", "usage_aggregations"} <= selected[MONTHLY]
+    assert {"usage_monthly", "usage_summary"} <= selected[MONTHLY]
     assert {"snapshot", "parquet", "postgres"} <= selected[MONTHLY]
     assert not selected[MONTHLY] & {"usage_events", "usage_daily", "user_exports"}
     assert selected[EXPORTS] == {"user_exports"}
@@ -210,4 +210,5 @@ def test_job_selections(defs: dg.Definitions) -> None:
 
 def test_resources_can_be_replaced(settings: Settings) -> None:
     sentinel = object()
-    assert build_defs(settings, {"rollup": sentinel}).resources["rollup"] is sentinel
+    replaced = build_defs(settings, {"rollup": sentinel}).resources or {}
+    assert replaced["rollup"] is sentinel

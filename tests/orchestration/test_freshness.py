@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import duckdb
 import pytest
+from dagster._core.definitions.freshness import CronFreshnessPolicy
 from support import days, roll_up, triggers
 from typer.testing import CliRunner
 
@@ -40,9 +42,7 @@ def stopped(new_database: Any, make_settings: Any) -> Settings:
 
 
 def ago(days: int) -> Any:
-    return (datetime.now(Settings(_env_file=None, USAGE_TIMEZONE=ZONE).zone)).date() - timedelta(
-        days
-    )
+    return datetime.now(ZoneInfo(ZONE)).date() - timedelta(days)
 
 
 def tick(
@@ -145,4 +145,5 @@ def test_published_assets_have_a_freshness_policy_of_the_night(make_settings: An
     graph = build_defs(make_settings(USAGE_TIMEZONE=ZONE)).resolve_asset_graph()
     for name in ("snapshot", "parquet", "postgres", "usage_reconciliation", "usage_restatements"):
         policy = graph.get(dg.AssetKey(["publishing", name])).freshness_policy
+        assert isinstance(policy, CronFreshnessPolicy)
         assert (policy.deadline_cron, policy.timezone) == ("0 6 * * *", ZONE)

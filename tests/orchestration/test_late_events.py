@@ -51,11 +51,12 @@ class Source:
         return event
 
     def tick(self, *, makes_runs: bool = True) -> list[DayRange]:
-        """What one evaluation asks for. As the daemon does, keeps the cursor and makes a run for
-        each request, with a key that no run had before; or it ends before it makes them."""
+        """What one evaluation asks for, in one run. As the daemon does, keeps the cursor and makes
+        that run, with a key that no run had before; or it ends before it makes it."""
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
-            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]  # type: ignore[union-attr]
+            asked = [a for a in self.sensor(context) if isinstance(a, dg.RunRequest)]
             self.cursor = context.cursor
+        assert len(asked) <= 1
         for request in asked:
             assert request.run_key
             assert request.run_key not in self.run_keys
@@ -63,8 +64,7 @@ class Source:
             if makes_runs:
                 tags = {**request.tags, "dagster/run_key": request.run_key}
                 self.instance.add_run(dg.DagsterRun(NIGHTLY, run_id=str(uuid4()), tags=tags))
-        ranges = [days_of_run(dict(request.tags)) for request in asked]
-        return [days for days in ranges if days is not None]
+        return [days for request in asked for days in days_of_run(request.tags)]
 
     def end_runs(self, how: dg.DagsterEventType) -> None:
         """All runs that have not ended end in this way."""

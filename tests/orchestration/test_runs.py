@@ -13,11 +13,15 @@ from support import AppDatabase, days, snapshot_query
 
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks.audit import GATE
+from usage_pipeline.orchestration.failures import expected_words
 from usage_pipeline.orchestration.internals.storage import BulkEventLogStorage
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup
+from usage_pipeline.orchestration.names import USAGE_DAILY
+from usage_pipeline.orchestration.partitions import day_tags, month_range_tags
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import load_settings
+from usage_pipeline.warehouse.transform import NodeResult
 
 PERSON = "7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90"
 
@@ -126,12 +130,24 @@ def assert_partitions_show_their_own(instance: dg.DagsterInstance) -> None:
     assert rows_by_partition(instance, "usage", "usage_daily") == {**days, "2024-03-01": 1}
     months = {"2024-02-01": 1, "2024-03-01": 1}
     assert rows_by_partition(instance, "usage", "usage_monthly") == months
-    event = instance.get_latest_materialization_event(dg.AssetKey(["usage", "usage_aggregations"]))
+    event = instance.get_latest_materialization_event(dg.AssetKey(["reporting", "usage_summary"]))
     assert event is not None
     assert event.asset_materialization is not None
     metadata = event.asset_materialization.metadata
-    assert metadata["dagster/row_count"].value == 4
+    # one user and the platform, over a week, a month and a year
+    assert metadata["dagster/row_count"].value == 6
     assert "api_call" in str(metadata["preview"].value)
+    for path, shown in (
+        ("usage_events", "| id 1 | id 2 |  | api_call |"),
+        ("calendar", "starts_at"),
+    ):
+        records = instance.fetch_materializations(dg.AssetKey(["landing", path]), limit=9).records
+        previews = [
+            r.asset_materialization.metadata["preview"].value
+            for r in records
+            if r.asset_materialization and "preview" in r.asset_materialization.metadata
+        ]
+        assert any(shown in str(preview) for preview in previews), previews
 
 
 def rows_by_partition(instance: dg.DagsterInstance, *path: str) -> dict[str | None, Any]:
@@ -169,3 +185,45 @@ def test_days_that_a_run_repairs_are_recorded_with_it(
         for path in (("landing", "usage_events"), ("usage", "usage_daily")):
             assert rows_by_partition(instance, *path) == expected
             assert instance.get_materialized_partitions(dg.AssetKey(path)) == expected.keys()
+
+    # Two late ranges are one run, which is recorded with the days of both.
+    source.insert(
+        "usage_events",
+        [
+            (str(UUID(int=10 + n)), PERSON, None, "api_call", None, 1, f"2024-02-{n:02}T13:00Z")
+            for n in (1, 4)
+        ],
+    )
+    ranges = [days("2024-02-01", "2024-02-02"), days("2024-02-04", "2024-02-05")]
+    with dagster_instance(settings) as instance:
+        run = (
+            build_defs(settings)
+            .resolve_job_def(NIGHTLY)
+            .execute_in_process(instance=instance, tags=day_tags(ranges))
+        )
+        expected |= {"2024-02-01": 2, "2024-02-04": 2}
+        assert rows_by_partition(instance, "landing", "usage_events") == expected
+        found = instance.fetch_materializations(USAGE_DAILY, limit=2).records
+        assert {(r.run_id, r.partition_key) for r in found} == {
+            (run.run_id, "2024-02-01"),
+            (run.run_id, "2024-02-04"),
+        }
+
+        # A shut gate says what shut it, to the webhook and at the prompt alike.
+        shut = NodeResult("test.usage_pipeline.nobody_did_this", "fail", 0.0, 1, "")
+        monkeypatch.setattr(Rollup, "audit", lambda self: [shut])
+        monthly = (
+            build_defs(settings)
+            .resolve_job_def(MONTHLY)
+            .execute_in_process(
+                instance=instance, tags=month_range_tags(ranges[0]), raise_on_error=False
+            )
+        )
+        failed = [event for event in monthly.all_events if event.is_step_failure]
+        assert [event.step_key for event in failed] == ["audit"]
+        words = str(expected_words(failed[0]))
+        assert words.startswith("Blocking checks failed: nobody_did_this. ")
+        (gate,) = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            [GATE]
+        ).values()
+        assert gate.status.value == "FAILED"

@@ -17,11 +17,13 @@ from support import day, days, triggers
 from usage_pipeline.days import DayRange
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.names import CHAINED_TAG, USAGE_DAILY
+from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_TAG, USAGE_DAILY
 from usage_pipeline.orchestration.partitions import (
+    PARTITION_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
     day_range_tags,
+    day_tags,
     days_of_run,
 )
 from usage_pipeline.publishing.snapshot import ensure_snapshot
@@ -111,7 +113,7 @@ def test_a_night_brings_in_those_that_a_stopped_daemon_missed(
         if request.partition_key is None
         else {"dagster/partition": request.partition_key}
     )
-    assert asked == DayRange(day(first).start, day(last).end)
+    assert asked == [DayRange(day(first).start, day(last).end)]
 
 
 def test_schedules_and_sensors_are_on_by_default(triggers_in: Any) -> None:
@@ -184,6 +186,7 @@ def test_months_follow_the_nightly_run(triggers_in: Any, success: Any) -> None:
     )
     assert isinstance(request, dg.RunRequest)
     assert request.tags[RANGE_START_TAG] == request.tags[RANGE_END_TAG] == "2024-02-01"
+    assert request.tags[DAYS_TAG] == "2024-02-29/2024-03-01"
 
 
 def test_months_follow_a_backfill_of_a_range_of_days(triggers_in: Any, success: Any) -> None:
@@ -275,5 +278,23 @@ def exports_that_follow(
 
 def test_tags_of_a_range_of_days_are_read_back() -> None:
     for range_ in (days("2024-02-28", "2024-03-02"), days("2024-02-29", "2024-03-01")):
-        assert days_of_run(day_range_tags(range_)) == range_
-    assert days_of_run({}) is None
+        assert days_of_run(day_range_tags(range_)) == [range_]
+        assert days_of_run({PARTITION_TAG: "2024-02-29"}) == [days("2024-02-29", "2024-03-01")]
+    several = [days("2024-01-30", "2024-02-02"), days("2024-03-31", "2024-04-01")]
+    tags = day_tags(several)
+    assert days_of_run(tags) == several
+    assert (tags[RANGE_START_TAG], tags[RANGE_END_TAG]) == ("2024-01-30", "2024-02-01")
+    assert days_of_run({}) == []
+
+
+def test_months_follow_all_days_of_one_run_for_several_ranges(
+    triggers_in: Any, success: Any
+) -> None:
+    ranges = [
+        days("2024-01-30", "2024-02-01"),
+        days("2024-02-10", "2024-02-11"),
+        days("2024-03-30", "2024-03-31"),
+    ]
+    request = follow(triggers_in("UTC"), "months_follow_days", success, NIGHTLY, day_tags(ranges))
+    assert isinstance(request, dg.RunRequest)
+    assert days_of_run(request.tags) == ranges

@@ -192,7 +192,8 @@ def test_days_follow_each_other_without_gap_or_overlap(zone: str, make_settings:
 
 class TestCheckRange:
     def settings(self, make_settings: Any) -> Settings:
-        return make_settings(USAGE_START_DATE="2024-02-01")  # type: ignore[no-any-return]
+        made: Settings = make_settings(USAGE_START_DATE="2024-02-01")
+        return made
 
     def test_yesterday_is_the_last_day_accepted(self, make_settings: Any) -> None:
         settings = self.settings(make_settings)

@@ -20,6 +20,7 @@ from usage_pipeline.infra.postgres import APPLICATION_NAME, conceal, connect, da
 from usage_pipeline.settings import Settings
 
 STATEMENT_TIMEOUT = "30min"  # of one day's SELECT; a hung source must not hold a run for ever
+_UUID = 2950  # as Postgres numbers its types
 
 
 def source_query(table: str) -> str:
@@ -35,12 +36,14 @@ class Source:
     Attributes:
         transactions: connections to the DuckDB, each of them in a transaction of its own with a
             connection of its own to the source; for one half of a day each.
+        uuids: by table, the columns of that type.
         rows_changed: see `count_changes`, just before the source was first looked at.
     """
 
     transactions: list[duckdb.DuckDBPyConnection]
     columns: dict[str, list[str]]
     unique_ids: bool
+    uuids: dict[str, set[str]]
     opened_at: datetime
     rows_changed: str
 
@@ -94,6 +97,7 @@ def open_source(
         columns = {table: [column.name for column in described[table]] for table in tables}
         oids = {column.table_oid for table in tables for column in described[table]}
         record_shape(settings, read_shape(postgres, oids - {None}))
+        uuids = {t: {c.name for c in described[t] if c.type_code == _UUID} for t in tables}
         unique = "usage_events" in tables and ids_are_unique(postgres, source_query("usage_events"))
         changed = _count_changes(postgres, oids - {None})
     settings.landing_dir.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,7 @@ def open_source(
             transactions = [db, *(db.cursor() for _ in range(1, connections))]
             try:
                 _begin(transactions)
-                yield Source(transactions, columns, unique, opened_at, changed)
+                yield Source(transactions, columns, unique, uuids, opened_at, changed)
             finally:
                 # Not left to closing, which ends the process when the connection is lost.
                 for transaction in transactions:

@@ -54,7 +54,7 @@ def unknown_event_types(settings: Settings) -> list[tuple[str, int, date, date]]
     type, events, first and last day; most events first."""
     if not published.exists(settings):
         return []
-    with published.connect(settings) as db:
+    with published.reading(settings) as db:
         return db.execute(
             "select event_type, count(*), min(usage_date), max(usage_date) "
             "from invalid_usage_events where reason = 'event_type is not known' "

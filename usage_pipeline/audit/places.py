@@ -10,7 +10,7 @@ looked at.
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,9 +23,18 @@ from usage_pipeline.infra.disk import disk_is_full, scratch
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import database_error
 from usage_pipeline.publishing import publisher
-from usage_pipeline.publishing.changes import Delta, TableChange, columns_of, in_range
+from usage_pipeline.publishing.changes import (
+    INSTANT,
+    Delta,
+    TableChange,
+    columns_of,
+    given_stamps,
+    in_range,
+    published_columns,
+    same,
+)
 from usage_pipeline.publishing.postgres_tables import postgres_type
-from usage_pipeline.serving import published
+from usage_pipeline.serving import aggregations, published
 from usage_pipeline.serving.tables import SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
 
@@ -34,7 +43,8 @@ PLACES = ("snapshot", "parquet", "postgres")
 
 # Not served by a model, but in all three places.
 _IDENTITY = ServedTable("snapshot", key=("snapshot_id",), windowed=False, model=False)
-_INSTANT = "TIMESTAMP WITH TIME ZONE"
+# Not in Parquet; made anew with the tables that it reads.
+_VIEW = ServedTable(aggregations.NAME, key=("id",), dated="period_start", model=False)
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 
 
@@ -156,15 +166,37 @@ class _Comparison:
             line = f"snapshot {log.name}: readers see what somebody wrote into their copy"
             self._unlike["snapshot", log.name] = Unlike("snapshot", log.name, lines=[line])
         for table in (*SERVED_TABLES, _IDENTITY):
-            columns = self._columns(table)
-            places = [place for place in PLACES if self._usable(place, table, columns)]
-            # By month: what is compared at once has to fit into memory and scratch.
-            for piece in _by_month(days) if table.windowed else [days]:
-                where = in_range(table, piece, self._settings) if table.windowed else "true"
-                self._expect(table, columns, where)
-                for place in places:
-                    self._compare(place, table, columns, where)
+            self._compare_table(table, PLACES, days)
+        # Where a table differs, the view does in the same rows.
+        like = [
+            place
+            for place in ("snapshot", "postgres")
+            if not any((place, table) in self._unlike for table in aggregations.TABLES)
+        ]
+        self._compare_table(_VIEW, like, days)
         return sorted(self._unlike.values(), key=lambda unlike: PLACES.index(unlike.place))
+
+    def _compare_table(self, table: ServedTable, places: Sequence[str], days: DayRange) -> None:
+        columns = self._columns(table)
+        places = [place for place in places if self._usable(place, table, columns)]
+        # By month: what is compared at once has to fit into memory and scratch.
+        for piece in _by_month(days) if table.windowed else [days]:
+            where = self._in_range(table, piece) if table.windowed else "true"
+            if places:
+                self._expect(table, columns, where)
+            for place in places:
+                self._compare(place, table, columns, where)
+
+    def _in_range(self, table: ServedTable, days: DayRange) -> str:
+        if table is not _VIEW:
+            return in_range(table, days)
+        starts = self._settings.day_start
+        return " or ".join(
+            f"period_type = '{period}'"
+            f" and period_start >= timestamptz '{starts(start).isoformat()}'"
+            f" and period_start < timestamptz '{starts(end).isoformat()}'"
+            for period, (start, end) in (("daily", days), ("monthly", days.whole_months()))
+        )
 
     def deltas(self, place: str) -> list[Delta]:
         """What a place lacks, as publishing writes it."""
@@ -172,18 +204,23 @@ class _Comparison:
         for table in SERVED_TABLES:
             unlike = self._unlike.get((place, table.name), Unlike(place, table.name))
             change = TableChange(updated=unlike.rows)
-            found.append(Delta(table, self._columns(table), unlike.unusable, change, f"{place}_"))
+            found.append(
+                Delta(table, self._columns(table), change, whole=unlike.unusable, place=f"{place}_")
+            )
         return found
 
     def _columns(self, table: ServedTable) -> dict[str, str]:
         """Names and DuckDB types, as built."""
-        catalog = "warehouse" if self._built and table.model else "published"
-        return columns_of(self.db, catalog, table.name)
+        if table is _VIEW:
+            return aggregations.COLUMNS
+        if self._built and table.model:
+            return published_columns(self.db, table)
+        return columns_of(self.db, f"published.main.{table.name}")
 
     def _usable(self, place: str, table: ServedTable, columns: dict[str, str]) -> bool:
         """Whether the table is there with its columns; notes it when it is not."""
         if place == "snapshot":
-            own = columns_of(self.db, "published", table.name)
+            own = columns_of(self.db, f"published.main.{table.name}")
             if not own or own != columns:
                 raise UsagePipelineError(
                     f"The published table {table.name} is not as built",
@@ -191,7 +228,7 @@ class _Comparison:
                 )
             if self.served_is_own and not (self._built and table.model):
                 return False  # compared with itself
-            usable = columns_of(self.db, "served", table.name) == columns
+            usable = columns_of(self.db, f"served.main.{table.name}") == columns
         elif place == "postgres":
             there = dict(
                 self.db.execute(
@@ -225,17 +262,22 @@ class _Comparison:
         published = f"(from published.main.{table.name} where {where})"
         query = f"select {names} from {published}"
         if self._built and table.model:
+            given = given_stamps(self.db, table)
+            built = "".join(
+                f", (select published_at from published.main.snapshot) as {c}"
+                if c in given
+                else f", {c}"
+                for c in columns
+            )
+            query = f"select {built[2:]} from warehouse.main.{table.name} where {where}"
+        if self._built and table.model and table.stamps:
             # A row that was lost there has no stamp, and gets a new one.
-            stamps = "".join(f", coalesce(old.{c}, new.{c}) as {c}" for c in table.stamps)
-            query = f"""
-                select new.* {f"replace ({stamps[2:]})" if stamps else ""}
-                from (select {names} from warehouse.main.{table.name} where {where}) as new
-            """
-            if stamps:
-                same = _same(table.key, "old", "new")
-                query += (
-                    f"left join (select distinct on ({key}) * from {published}) as old on {same}"
-                )
+            stamps = ", ".join(f"coalesce(old.{c}, new.{c}) as {c}" for c in table.stamps)
+            query = (
+                f"select new.* replace ({stamps}) from ({query}) as new left join"
+                f" (select distinct on ({key}) * from {published}) as old"
+                f" on {same(table.key, 'old', 'new')}"
+            )
         self.db.execute(f"create temp table expected as {query}")
 
     def _compare(self, place: str, table: ServedTable, columns: dict[str, str], where: str) -> None:
@@ -305,7 +347,7 @@ class _Comparison:
             select found, wanted
             from (select {key}, different as wanted from different where side > 0) as new
             full join (select {key}, different as found from different where side < 0) as old
-                on {_same(table.key, "old", "new")}
+                on {same(table.key, "old", "new")}
             order by coalesce(wanted, found)
             limit {limit}
         """).fetchall()
@@ -331,7 +373,7 @@ class _Comparison:
 
     def _add_changes(self, place: str, table: ServedTable, columns: dict[str, str]) -> None:
         """As publishing takes them: keys to remove (side -1), rows to add (side 1)."""
-        name = Delta(table, columns, False, TableChange(), f"{place}_").changes
+        name = Delta(table, columns, place=f"{place}_").changes
         typed = ", ".join(_typed(column, kind) for column, kind in columns.items())
         self.db.execute(f"""
             create temp table if not exists {name} as
@@ -341,7 +383,7 @@ class _Comparison:
             create or replace temp table typed as select {typed} from different;
             insert into {name} by name select -1 as side, * from typed;
             insert into {name} by name select 1 as side, e.* from expected as e
-            semi join typed as t on {_same(table.key, "e", "t")};
+            semi join typed as t on {same(table.key, "e", "t")};
         """)
 
     def _note(self, place: str, table: ServedTable) -> Unlike:
@@ -391,19 +433,15 @@ def _by_month(days: DayRange) -> list[DayRange]:
     return pieces
 
 
-def _same(key: tuple[str, ...], left: str, right: str) -> str:
-    return " and ".join(f"{left}.{c} is not distinct from {right}.{c}" for c in key)
-
-
 def _local_text(column: str, kind: str) -> str:
-    if kind == _INSTANT:
+    if kind == INSTANT:
         return f"strftime({column} at time zone 'UTC', '%Y-%m-%d %H:%M:%S.%f')"
     text = f"cast({column} as varchar)"
     return _sorted_json(text) if kind == "JSON" else text
 
 
 def _remote_text(column: str, kind: str) -> str:
-    if kind == _INSTANT:
+    if kind == INSTANT:
         return f"to_char({column} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') as {column}"
     if kind == "DATE":
         return f"to_char({column}, 'YYYY-MM-DD') as {column}"
@@ -424,5 +462,5 @@ def _part(table: ServedTable) -> str:
 def _typed(column: str, kind: str) -> str:
     if kind == "JSON":
         return f"null::json as {column}"
-    text = f"{column} || '+00'" if kind == _INSTANT else column
+    text = f"{column} || '+00'" if kind == INSTANT else column
     return f"try_cast({text} as {kind}) as {column}"

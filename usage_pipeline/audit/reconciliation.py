@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
@@ -24,6 +25,7 @@ from usage_pipeline.landing.extraction import extract_events
 from usage_pipeline.landing.landed_days import Manifest, data_files, landed_manifests
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.serving import published
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse.transform import LANDED_FILES
 
@@ -44,7 +46,9 @@ _FIGURES = (
 )
 _FIGURE_TYPES = ("date", "varchar", *["bigint"] * 3, *["decimal(38, 9)"] * 3, "boolean")
 _CELL = "usage_date, user_id, org_id, metric_type, total_quantity, event_count"
-_CONTENT = "id, user_id, org_id, event_type, event_data, quantity, quantity_raw, created_at"
+# The text of rounded quantities is left out: older releases did not land it.
+_RAW = "case when quantity is null then quantity_raw end"
+_CONTENT = f"id, user_id, org_id, event_type, event_data, quantity, {_RAW}, created_at"
 
 
 @dataclass(frozen=True)
@@ -123,24 +127,23 @@ def check_built(
 ) -> list[Line]:
     """Compare landing with the built days before they are published, and note it in the warehouse.
 
-    The source is asked as well, by one grouped query over the days of the look-back window, for the
-    meters whose events and sums Postgres can tell from event type and quantity. What it is asked
-    for is less than `reconcile` asks, because a night should read its events once.
+    Meanwhile the source is asked, by one grouped query over the days of the look-back window, for
+    the meters whose events and sums Postgres can tell from event type and quantity. What it is
+    asked for is less than `reconcile` asks, because a night should read its events once.
 
     Args:
         models, meters: as for `reconcile`.
         ranges: the built days. The caller is the single writer.
     """
-    source = source_totals(settings, _recent(settings, ranges))
     counted_at_source = {
         meter.key: meter
         for meter in meters
         if meter.counts_every_event and meter.aggregation in ("sum", "count")
     }
-    lines = [
-        _asked_at_source(line, source, counted_at_source)
-        for line in compare_built(settings, models, ranges)
-    ]
+    with ThreadPoolExecutor(1) as asking:
+        source = asking.submit(source_totals, settings, _recent(settings, ranges))
+        built = compare_built(settings, models, ranges)
+        lines = [_asked_at_source(line, source.result(), counted_at_source) for line in built]
     _note(settings, ranges, lines)
     return lines
 
@@ -258,15 +261,15 @@ def _contents_that_differ(
     """Users whose events differ between source and landing, whatever counts and sums say."""
     rows = [
         f"select {sign} * cast(hash({_CONTENT}) as hugeint) as content, "
-        "cast(usage_date as date) as usage_date, event_type, user_id "
-        f"from read_parquet({_listed(files)}, hive_partitioning = true)"
+        "usage_date, event_type, user_id "
+        f"from {landed_events(_listed(files))}"
         for sign, files in ((1, read), (-1, landed))
         if files
     ]
     if not rows:
         return []
     found = db.execute(f"""
-        select usage_date, event_type, coalesce(user_id, 'no user')
+        select usage_date, event_type, coalesce(cast(user_id as varchar), 'no user')
         from ({" union all ".join(rows)})
         group by usage_date, event_type, user_id
         having sum(content) <> 0

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from usage_pipeline.app_db.fingerprints import FITS
 from usage_pipeline.app_db.session import open_source, scan, source_query
 from usage_pipeline.infra.disk import scratch
-from usage_pipeline.infra.duckdb_files import quoted, write_parquet
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted, write_parquet
 from usage_pipeline.landing.erased_users import leave_out_erased
 from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
@@ -59,6 +59,20 @@ def land_accounts(
                 name = f"{table}.parquet"
                 (work / name).replace(settings.landing_dir / name)
     return rows
+
+
+def complete_accounts(settings: Settings) -> None:
+    """Give snapshots that an older release landed the columns that staging reads now. The caller is
+    the single writer."""
+    path = settings.landing_dir / "plan_limits.parquet"
+    if not path.exists():
+        return
+    with scratch(settings) as work, open_duckdb(settings, ":memory:") as db:
+        described = db.execute(f"describe from '{quoted(path)}'").fetchall()
+        if LIMIT_RAW not in {column for column, *_ in described}:
+            landed = f"select *, cast(null as varchar) as {LIMIT_RAW} from '{quoted(path)}'"
+            write_parquet(db, f"({landed})", work / path.name)
+            (work / path.name).replace(path)
 
 
 def _usable(column: str) -> str:

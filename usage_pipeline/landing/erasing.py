@@ -16,6 +16,7 @@ from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.landing import erased_users
 from usage_pipeline.landing.accounts import ACCOUNT_TABLES
 from usage_pipeline.landing.landed_days import MANIFEST, data_files, manifest_of, partitions, sizes
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 
 
@@ -31,8 +32,8 @@ def days_of_user(settings: Settings, user_id: UUID) -> list[date]:
     with open_duckdb(settings, ":memory:") as db:
         try:
             rows = db.execute(
-                "select distinct cast(usage_date as date) from read_parquet($1, hive_partitioning ="
-                f" true) where {erased_users.events_that_name(user_id)} order by 1",
+                f"select distinct usage_date from {landed_events('$1')}"
+                f" where {erased_users.events_that_name(user_id)} order by 1",
                 [list(map(str, files))],
             ).fetchall()
         except duckdb.Error as error:

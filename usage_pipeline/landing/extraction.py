@@ -1,13 +1,13 @@
 """Days of usage events, from the source into landing.
 
-Nothing here judges a business rule: a quantity that cannot be a DECIMAL(38,9) is carried along as
-text, and dbt says why it is invalid.
+Nothing here judges a business rule: the text of a quantity that is no DECIMAL(38,9), or becomes
+one by rounding only, is carried along, and dbt says why it is invalid.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -42,7 +42,12 @@ from usage_pipeline.landing.repairs import (
     require_events_to_recut,
 )
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse import writer
 
+_PEOPLE = ("user_id", "org_id")
+# Days that were never landed are put in place together when they have so many events.
+EVENTS_AT_ONCE = 2_500_000
+Replacing = Callable[[Collection[date]], AbstractContextManager[None]]
 NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
 # Total, so that a day is landed alike each time: rows that tie in all of it are the same event.
 _NEWEST_FIRST = (
@@ -56,7 +61,7 @@ def land_events(
     days: Iterable[date],
     *,
     progress: Callable[[Manifest], None] = lambda manifest: None,
-    replacing: AbstractContextManager[None] = NOBODY_ELSE,
+    replacing: Replacing = lambda days: nullcontext(),
     may_lose: Mapping[date, float] = MappingProxyType({}),
     claim: Callable[[set[date]], set[date]] = lambda days: days,
 ) -> list[Manifest]:
@@ -67,15 +72,16 @@ def land_events(
 
     A partition is replaced by renaming finished files over it. A day that another process landed
     meanwhile, from a newer snapshot of the source, stays as it is. So does a day that would lose
-    events; its manifest says so then.
+    events; its manifest says so then. Days that were never landed come first, and are put in place
+    as they come: what a long run that is killed has landed stays landed.
 
     Args:
         days: local days; a day without events becomes an empty partition.
         progress: called with the manifest of each extracted day.
-        replacing: entered around the renames, when the source is closed already.
+        replacing: entered around the renames of the days that it is given.
         may_lose: how many events days may lose, because an operator said so; of other days
             `lost_events` decides.
-        claim: called with days to extract as well, before anything is replaced; gives these and
+        claim: called with days to extract as well, before they are replaced; gives these and
             others that have to be.
 
     Returns:
@@ -89,32 +95,34 @@ def land_events(
     moved: dict[date, Moved] = {}
     with in_use(settings), scratch(settings) as work:
         with open_source(settings, ("usage_events",), len(PARTS)) as source:
-            landed = _extract(settings, source, before, work, progress)
-            newest = landed
-            while found := moved_from(settings, newest, work, apart_from=before):
+            landed, done = _land_new(
+                settings, source, before, work, progress=progress, replacing=replacing
+            )
+            rest = [day for day in before if day not in landed]
+            landed |= _extract(settings, source, rest, work, progress)
+            newest = {day: landed[day] for day in before if day not in done}
+            while found := moved_from(settings, [*newest.values()], work, apart_from=before):
                 also = sorted(claim(set(found)))
                 moved |= found
                 before |= {day: manifest_of(settings, day) for day in also}
                 newest = _extract(settings, source, also, work, progress)
-                landed += newest
-        with replacing:
+                landed |= newest
+        with replacing(before.keys()):
             kept: set[date] = set()
-            recut = {d: m for d, m in before.items() if m and m.timezone != settings.timezone}
+            recut = _cut_differently(settings, before)
             require_events_to_recut(
                 settings, {day: m for day, m in recut.items() if day not in may_lose}
             )
             published = lost_events.published_days(settings)
-            for at, (day, mine) in enumerate(zip(before, landed, strict=True)):
-                other = manifest_of(settings, day)
+            for day in [day for day in before if day not in done]:
+                mine, other = landed[day], manifest_of(settings, day)
                 if other and other != before[day] and other.extracted_at > mine.extracted_at:
-                    landed[at] = other
+                    landed[day] = other
                     continue
-                extracted, target = partition(work, day), partition(settings.events_dir, day)
-                target.mkdir(parents=True, exist_ok=True)
                 known = at_stake(settings, day, other, published)
                 left = moved.get(day, NOT_MOVED)
                 if known and left.to & kept:  # where the event went, it was not taken over
-                    landed[at] = known
+                    landed[day] = known
                     kept.add(day)
                     continue
                 if (
@@ -124,13 +132,65 @@ def land_events(
                     and not lost_events.is_correction(settings, day, known.rows, mine.rows)
                 ):
                     kept.add(day)
-                    landed[at] = replace(known, refused=mine.fingerprint)
-                    refuse(settings, day, landed[at], extracted / MANIFEST)
+                    landed[day] = replace(known, refused=mine.fingerprint)
+                    refuse(settings, day, landed[day], partition(work, day) / MANIFEST)
                     continue
-                for name in (*PARTS, MANIFEST):
-                    (extracted / name).replace(target / name)
-                lost_events.found_again(settings, day)
-    return landed
+                _put_in_place(settings, work, day)
+    return [landed[day] for day in before]
+
+
+def _land_new(
+    settings: Settings,
+    source: Source,
+    before: Mapping[date, Manifest | None],
+    work: Path,
+    *,
+    progress: Callable[[Manifest], None],
+    replacing: Replacing,
+) -> tuple[dict[date, Manifest], set[date]]:
+    """Extract the days that have nothing to lose, and put them in place whenever they are many.
+
+    Gives the manifests, and the days that are in place. Others wait for the end: the last ones,
+    and those with an event that a landed day holds, since both days change at once. While another
+    run is busy nobody waits for it, because the source's transaction is open.
+    """
+    published = lost_events.published_days(settings)
+    new = [day for day, manifest in before.items() if not manifest and day not in published]
+    if _cut_differently(settings, before):
+        new = []
+    landed: dict[date, Manifest] = {}
+    coming: dict[date, Manifest] = {}
+    done: set[date] = set()
+    for day in new:
+        coming |= _extract(settings, source, [day], work, progress)
+        landed |= coming
+        if sum(m.rows for m in coming.values()) < EVENTS_AT_ONCE or writer.holder(settings):
+            continue
+        found = moved_from(
+            settings, [*coming.values()], work, apart_from=done, whatever_size=before
+        )
+        ready = coming.keys() - {to for moved in found.values() for to in moved.to}
+        with replacing(ready):
+            for each in ready:
+                if manifest_of(settings, each) is None:
+                    _put_in_place(settings, work, each)
+                    done.add(each)
+        coming.clear()
+    return landed, done
+
+
+def _cut_differently(
+    settings: Settings, days: Mapping[date, Manifest | None]
+) -> dict[date, Manifest]:
+    return {day: m for day, m in days.items() if m and m.timezone != settings.timezone}
+
+
+def _put_in_place(settings: Settings, work: Path, day: date) -> None:
+    extracted, target = partition(work, day), partition(settings.events_dir, day)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*PARTS, MANIFEST):
+        (extracted / name).replace(target / name)
+    lost_events.found_again(settings, day)
 
 
 def extract_events(
@@ -150,7 +210,7 @@ def extract_events(
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says.
     """
     with open_source(settings, ("usage_events",), len(PARTS)) as source:
-        return _extract(settings, source, days, folder, progress)
+        return [*_extract(settings, source, days, folder, progress).values()]
 
 
 def _extract(
@@ -159,11 +219,11 @@ def _extract(
     days: Iterable[date],
     folder: Path,
     progress: Callable[[Manifest], None],
-) -> list[Manifest]:
-    manifests = []
+) -> dict[date, Manifest]:
+    manifests = {}
     for day in days:
-        manifests.append(_extract_day(settings, source, day, folder))
-        progress(manifests[-1])
+        manifests[day] = _extract_day(settings, source, day, folder)
+        progress(manifests[day])
     return manifests
 
 
@@ -219,6 +279,7 @@ def _extract_day(settings: Settings, source: Source, day: date, folder: Path) ->
         ),
         extracted_at=source.opened_at.isoformat(),
         rows_changed=source.rows_changed,
+        uuids=["id", *_PEOPLE] if _uuid_ids(source) else list(_PEOPLE),
         files=sizes(data),
     )
     (target / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
@@ -242,14 +303,22 @@ def _landed_events(settings: Settings, source: Source, window: str) -> str:
             f"union all select * from {events} where {window} and id is null"
         )
     event_data = "event_data::text" if settings.land_event_data else "null::text"
+    # Without the offset Postgres would compare each quantity once for every column made of it.
+    judged = (
+        f"select *, (case when {FITS} then quantity end)::numeric(38,9) as landed_quantity "
+        f"from ({winners}) as winners offset 0"
+    )
     query = (
         f"select id, user_id, org_id, event_type::text as event_type, {event_data} as event_data, "
-        f"(case when {FITS} then quantity end)::numeric(38,9) as quantity, "
-        f"case when not ({FITS}) then quantity::text end as quantity_raw, "
-        f"created_at from ({winners}) as winners"
+        "landed_quantity as quantity, case when landed_quantity is null or scale(quantity) > 9 "
+        f"then quantity::text end as quantity_raw, created_at from ({judged}) as judged"
     )
+    event_id = "id" if _uuid_ids(source) else "cast(id as varchar)"
     return (
-        "select cast(id as varchar) as id, cast(user_id::uuid as varchar) as user_id, "
-        "cast(org_id::uuid as varchar) as org_id, event_type, event_data, quantity, quantity_raw, "
-        f"created_at from {scan(query)}"
+        f"select {event_id} as id, user_id::uuid as user_id, org_id::uuid as org_id, event_type, "
+        f"event_data, quantity, quantity_raw, created_at from {scan(query)}"
     )
+
+
+def _uuid_ids(source: Source) -> bool:
+    return "id" in source.uuids["usage_events"]

@@ -30,7 +30,7 @@ def partitions_in(folder: Path) -> dict[date, Path]:
     return found
 
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 PARTS = ("part-0.parquet", "part-1.parquet")  # each half of a day, extracted at once
 
@@ -54,6 +54,7 @@ class Manifest:
         refused: fingerprint of the source when it had so much less that the day was kept as it
             was; empty once the day is landed again. See `lost_events`.
         rows_changed: see `session.count_changes`, when the day was extracted.
+        uuids: the columns that are Parquet's UUID; other ids are text, as all of older releases.
     """
 
     usage_date: str
@@ -70,6 +71,7 @@ class Manifest:
     previous_files: dict[str, int] = field(default_factory=dict)
     refused: str = ""
     rows_changed: str = ""
+    uuids: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -31,6 +31,7 @@ from usage_pipeline.landing.landed_days import (
     partition,
 )
 from usage_pipeline.serving import published
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 
 EVENTS_SEARCHED = 10_000_000  # of other days, for events that moved; takes about a second
@@ -88,6 +89,7 @@ def refuse(settings: Settings, day: date, kept: Manifest, temporary: Path) -> No
     """Write the manifest of a day that keeps what it has; set its files aside if damaged."""
     temporary.write_text(json.dumps(asdict(kept), indent=1))
     target = partition(settings.events_dir, day) / MANIFEST
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not kept.lost:
         temporary.replace(target)
         lost_events.found_again(settings, day)
@@ -156,6 +158,7 @@ def moved_from(
     folder: Path,
     *,
     apart_from: Collection[date],
+    whatever_size: Collection[date] = (),
 ) -> dict[date, Moved]:
     """Landed days that hold events which stand in newly extracted days now.
 
@@ -167,6 +170,7 @@ def moved_from(
         extracted: the manifests of the new days.
         folder: where their partitions are.
         apart_from: days that are extracted already.
+        whatever_size: days that are searched in any case.
 
     Raises:
         UsagePipelineError: a landed file is damaged; names it.
@@ -187,21 +191,28 @@ def moved_from(
     if sum(manifest.rows for manifest in known.values()) > EVENTS_SEARCHED:
         first, now = settings.today() - timedelta(settings.lookback_days), count_changes(settings)
         changed = {d for d, m in known.items() if m.rows_changed not in ("", now) and d >= first}
+        changed |= known.keys() & set(whatever_size)
     else:
         changed = set(known)
-    old = [path for day in changed for path in data_files(settings.events_dir, day)]
-    searched = [_ids(old)] if old else []
+    kind = _id_type(extracted[0])
+    old: dict[str, list[Path]] = {}
+    for day in changed:
+        old.setdefault(_id_type(known[day]), []).extend(data_files(settings.events_dir, day))
+    searched = [_ids(files, stored, kind) for stored, files in old.items()]
     with open_duckdb(settings, ":memory:") as db:
         if lost_events.published_days(settings):
             published.attach(settings, db)
-            searched.append("select event_id, usage_date from published.main.invalid_usage_events")
+            searched.append(
+                f"select try_cast(event_id as {kind}), usage_date"
+                " from published.main.invalid_usage_events"
+            )
         if not searched:
             return {}
         try:
             rows = db.execute(
                 "select old.usage_date, count(distinct id), list(distinct new.usage_date)"
                 f" from ({' union all '.join(searched)}) as old (id, usage_date)"
-                f" inner join ({_ids(new)}) as new using (id) group by old.usage_date"
+                f" inner join ({_ids(new, kind, kind)}) as new using (id) group by old.usage_date"
             ).fetchall()
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             if disk_is_full(error):
@@ -213,12 +224,15 @@ def moved_from(
     return {day: Moved(events, frozenset(to)) for day, events, to in rows if day in known}
 
 
-def _ids(files: Sequence[Path]) -> str:
+def _id_type(manifest: Manifest) -> str:
+    return "uuid" if "id" in manifest.uuids else "varchar"
+
+
+def _ids(files: Sequence[Path], stored: str, kind: str) -> str:
+    """SQL: ids as one type; text that is no UUID cannot be one of them."""
     listed = ", ".join(f"'{quoted(path)}'" for path in files)
-    return (
-        "select id, cast(usage_date as date) as usage_date"
-        f" from read_parquet([{listed}], hive_partitioning = true)"
-    )
+    events = landed_events(f"[{listed}]", stored)
+    return f"select try_cast(id as {kind}) as id, usage_date from {events}"
 
 
 def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:

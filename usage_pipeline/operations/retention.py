@@ -84,7 +84,7 @@ def remove_landed_days(settings: Settings) -> Removed:
 def _first_published_day(settings: Settings) -> date | None:
     if not published.exists(settings):
         return None
-    with published.connect(settings) as db:
+    with published.reading(settings) as db:
         try:
             ((first,),) = db.execute("select min(usage_date) from usage_daily").fetchall()
         except duckdb.CatalogException:  # nothing was published yet

@@ -27,7 +27,7 @@ class Summary:
 
 def monthly_totals(settings: Settings, days: DayRange) -> list[MonthTotal]:
     """Published totals by month and metric."""
-    with published.connect(settings) as db:
+    with published.reading(settings) as db:
         return db.execute(
             "select month, metric_type, total_quantity, event_count, active_users "
             "from platform_usage_monthly where month >= ? and month < ? "

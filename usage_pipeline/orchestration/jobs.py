@@ -5,15 +5,14 @@ from __future__ import annotations
 import dagster as dg
 
 from usage_pipeline.orchestration.internals.job_type import AssetJob
-from usage_pipeline.orchestration.partitions import Partitions
 
 NIGHTLY = "nightly_rollup"
 MONTHLY = "monthly_rollup"
 EXPORTS = "monthly_exports"
 
 
-def build_jobs(partitions: Partitions) -> list[AssetJob]:
-    """The three jobs; `months_follow_days` and `month_closed` (sensors) chain them."""
+def build_jobs() -> list[AssetJob]:
+    """The three jobs, chained by sensors; each is partitioned as its assets are."""
     daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
     monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")
     exported = dg.AssetSelection.assets("publishing/user_exports")
@@ -22,14 +21,12 @@ def build_jobs(partitions: Partitions) -> list[AssetJob]:
         dg.define_asset_job(
             NIGHTLY,
             selection=daily.materializable().without_checks(),
-            partitions_def=partitions.daily,
             description="Days: extract from the application database and build the daily models.",
         ),
         dg.define_asset_job(
             MONTHLY,
             selection=(monthly | published).materializable().without_checks()
             | dg.AssetSelection.all_asset_checks(),
-            partitions_def=partitions.monthly,
             description=(
                 "Months of the days just built: monthly models, summaries, audit, publishing."
             ),
@@ -37,7 +34,6 @@ def build_jobs(partitions: Partitions) -> list[AssetJob]:
         dg.define_asset_job(
             EXPORTS,
             selection=exported,
-            partitions_def=partitions.monthly,
             description="Per-user CSV exports of a month.",
         ),
     ]

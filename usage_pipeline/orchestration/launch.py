@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
 import dagster as dg
 from dagster_postgres.utils import DagsterPostgresException
@@ -24,7 +25,7 @@ from usage_pipeline.orchestration.failures import expected_words, unexpected_err
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.names import CHAINED_TAG, WAREHOUSE_POOL
 from usage_pipeline.orchestration.partitions import day_range_tags, month_range_tags
-from usage_pipeline.settings import PROJECT_DIR, Settings
+from usage_pipeline.settings import Settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The daemon retries crashed runs, but a command's user sees the failure and decides.
@@ -43,7 +44,7 @@ _UNFINISHED = [
 def prepare_dagster_home(settings: Settings) -> None:
     """Make `$USAGE_HOME/dagster` DAGSTER_HOME, with the project's dagster.yaml in it."""
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(PROJECT_DIR / "dagster.yaml", settings.dagster_home / "dagster.yaml")
+    shutil.copy(Path(__file__).with_name("dagster.yaml"), settings.dagster_home)
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     # A minute, Dagster's default, is short for a grouped query over a large source.
     os.environ.setdefault("DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS", "360")

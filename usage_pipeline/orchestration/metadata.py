@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,16 +13,16 @@ import duckdb
 
 from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
-from usage_pipeline.infra.duckdb_files import open_duckdb
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.serving import published
+from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
 PREVIEW_ROWS = 5
 _BARS = "▁▂▃▄▅▆▇█"
 _DATE_COLUMNS = ("usage_date", "metric_date", "month")
 # What the application wrote there may be about a person, and Dagster keeps its log for ever.
-_FREE_FORM_COLUMNS = ("event_data", "value_text")
+_FREE_FORM_COLUMNS = ("event_data", "value_text", "quantity_raw", "name")
 _UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I)
 
 
@@ -48,20 +49,30 @@ def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str,
         for table in tables:
             if table.startswith("stg_"):
                 continue
-            counted, where = table, ""
-            if table == "usage_aggregations":
-                # A view that computes: its rows are those of two tables, a look is one day's.
-                counted = "(select 1 from usage_daily union all select 1 from usage_monthly)"
-                newest = db.execute("select max(usage_date) from usage_daily").fetchall()[0][0]
-                if newest:
-                    start = rollup.settings.day_start(newest).isoformat()
-                    where = f"where period_start = timestamptz '{start}'"
-            rows = db.execute(f"select count(*) from {counted}").fetchall()[0][0]
+            rows = db.execute(f"select count(*) from {table}").fetchall()[0][0]
             columns = _shown_columns(db, table)
             preview = db.execute(
-                f"select {', '.join(columns)} from {table} {where} limit {PREVIEW_ROWS}"
+                f"select {', '.join(columns)} from {table} limit {PREVIEW_ROWS}"
             ).fetchall()
             found[table] = _rows_and_preview(rows, columns, preview)
+    return found
+
+
+def landed_previews(
+    settings: Settings, landed: Mapping[str, Sequence[Path]]
+) -> dict[str, dict[str, Any]]:
+    """A preview by name of what stands in landed files; none where there is no file."""
+    found: dict[str, dict[str, Any]] = {}
+    with open_duckdb(settings, ":memory:") as db:
+        for name, files in landed.items():
+            if files:
+                listed = ", ".join(f"'{quoted(file)}'" for file in files)
+                rows = f"read_parquet([{listed}])"
+                columns = _shown_columns(db, f"select * from {rows}")
+                preview = db.execute(
+                    f"select {', '.join(columns)} from {rows} limit {PREVIEW_ROWS}"
+                ).fetchall()
+                found[name] = {"preview": dg.MetadataValue.md(_markdown(columns, preview))}
     return found
 
 
@@ -108,7 +119,6 @@ def _reading(rollup: Rollup) -> Iterator[duckdb.DuckDBPyConnection]:
         writer.exclusive(settings, "reading previews"),
         open_duckdb(settings, settings.warehouse_path, read_only=True) as db,
     ):
-        published.attach(settings, db)
         yield db
 
 

@@ -8,3 +8,4 @@ SNAPSHOT = dg.AssetKey(["publishing", "snapshot"])
 OWNERS = ["team:data"]
 WAREHOUSE_POOL = "warehouse"
 CHAINED_TAG = "usage/chained"  # "no" on runs of the command line, which chains the jobs itself
+DAYS_TAG = "usage/days"  # all days of a run: its partitions are one range, or months

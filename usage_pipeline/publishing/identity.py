@@ -9,8 +9,8 @@ import duckdb
 
 from usage_pipeline.errors import UsagePipelineError
 
-# The shape of the snapshot file: a newer one is refused, an older one migrated.
-SCHEMA_VERSION = 1
+# The shape of what is published: a newer one is refused, an older one migrated.
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

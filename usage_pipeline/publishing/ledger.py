@@ -16,7 +16,7 @@ import duckdb
 
 from usage_pipeline.infra.duckdb_files import exact_sum
 from usage_pipeline.landing import erased_users
-from usage_pipeline.publishing.changes import Delta, TableChange, columns_of
+from usage_pipeline.publishing.changes import Delta, TableChange, columns_of, within
 from usage_pipeline.publishing.identity import Snapshot
 from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
 from usage_pipeline.settings import Settings
@@ -37,19 +37,25 @@ def restated(
     the ids of erased persons."""
     (cells,) = (delta for delta in deltas if delta.table.name == "usage_daily")
     numbers = ", ".join((*KEY, "total_quantity", "event_count"))
-    relation = cells.changes
+    built, before = "warehouse.main.usage_daily", "published.main.usage_daily"
     if cells.whole and base is None:
-        relation = f"(select 1 as side, {numbers} from warehouse.main.usage_daily where false)"
+        relation = f"(select 1 as side, {numbers} from {built} where false)"
     elif cells.whole:  # the table has other columns than before; these it always had
         relation = (
-            f"(select 1 as side, {numbers} from warehouse.main.usage_daily union all"
-            f" select -1 as side, {numbers} from published.main.usage_daily)"
+            f"(select 1 as side, {numbers} from {built} union all"
+            f" select -1 as side, {numbers} from {before})"
+        )
+    else:  # of days without a row before, only those that were published without one
+        relation = (
+            f"(select side, {numbers} from {cells.changes} union all"
+            f" select 1 as side, {numbers} from {built} where {within(cells.table, cells.fresh)}"
+            " and usage_date in (select usage_date from published.main.published_days))"
         )
     ledger = f"published.main.{LEDGER}"
     people = f"select user_id as person from {relation} union select user_id from {ledger}"
     erased = erased_users.read(settings).among(db, people)
     (table,) = (table for table in SERVED_TABLES if table.name == LEDGER)
-    delta = Delta(table, columns_of(db, "published", LEDGER), False, TableChange())
+    delta = Delta(table, columns_of(db, f"published.main.{LEDGER}"))
     rows = record_restatements(
         db,
         delta.changes,

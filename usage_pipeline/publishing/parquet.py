@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import duckdb
@@ -15,8 +17,8 @@ from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.infra import permissions
 from usage_pipeline.infra.duckdb_files import quoted
 from usage_pipeline.publishing.changes import Delta, count, in_range
-from usage_pipeline.publishing.identity import Snapshot
-from usage_pipeline.serving.tables import ServedTable
+from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot
+from usage_pipeline.serving import aggregations
 from usage_pipeline.settings import Settings
 
 
@@ -41,10 +43,14 @@ class ParquetFiles:
         repairing: bool = False,
     ) -> None:
         """Write the files of touched months; all of them when Parquet lags behind `base`."""
-        recorded = self._recorded_id()
-        if recorded == snapshot.snapshot_id and not repairing:
+        recorded = self._recorded()
+        if recorded.get("snapshot_id") == snapshot.snapshot_id and not repairing:
             return
-        lagging = base is None or recorded != base.snapshot_id
+        lagging = (
+            base is None
+            or recorded.get("snapshot_id") != base.snapshot_id
+            or recorded.get("schema_version") != SCHEMA_VERSION  # files of other columns
+        )
         for delta in deltas:
             absent = not (self._root / delta.table.name).exists()
             if lagging or absent or not delta.empty:
@@ -67,6 +73,8 @@ class ParquetFiles:
                 target.unlink(missing_ok=True)
                 with suppress(OSError):  # as long as the month has another file
                     target.parent.rmdir()
+        # A table in releases before; now it is a view, which files cannot be.
+        shutil.rmtree(self._root / aggregations.NAME, ignore_errors=True)
         self._work.mkdir(exist_ok=True)
         marker = self._work / "_snapshot.json"
         marker.write_text(json.dumps(vars(snapshot), default=str))
@@ -75,21 +83,22 @@ class ParquetFiles:
         marker.replace(self._marker)
         return written
 
-    def _recorded_id(self) -> str | None:
+    def _recorded(self) -> dict[str, Any]:
+        """The snapshot that the files are of, as written at their last change."""
         try:
-            return str(json.loads(self._marker.read_text())["snapshot_id"])
-        except (FileNotFoundError, KeyError, json.JSONDecodeError):
-            return None
+            return dict(json.loads(self._marker.read_text()))
+        except (FileNotFoundError, TypeError, ValueError):
+            return {}
 
     def _stage_table(
         self, db: duckdb.DuckDBPyConnection, source: str, delta: Delta, *, everything: bool
     ) -> None:
         table, relation = delta.table, f"{source}.main.{delta.table.name}"
         folder = self._root / table.name
-        # Other engines know neither Parquet's UUID (Spark) nor its JSON; a column that the
-        # directory already names must not be in the file as well.
+        # Not every engine knows Parquet's UUID; a column that the directory already names must not
+        # be in the file as well.
         columns = ", ".join(
-            f"cast({name} as varchar) as {name}" if kind in ("UUID", "JSON") else name
+            f"cast({name} as varchar) as {name}" if kind == "UUID" else name
             for name, kind in delta.columns.items()
             if name != "month"
         )
@@ -99,12 +108,13 @@ class ParquetFiles:
             self._stage_file(db, columns, f"from {relation}", folder / "data.parquet")
             return
         touched = relation if everything else delta.changes
-        query = f"select distinct {self._month(table)} from {touched}"
+        query = f"select distinct cast(date_trunc('month', {table.dated}) as date) from {touched}"
         months = {month for (month,) in db.execute(query).fetchall()}
+        months |= {part.replace(day=1) for part in delta.fresh if part}
         if everything:
             months |= {date.fromisoformat(path.name[6:]) for path in folder.glob("month=*")}
         for month in sorted(months):
-            within = in_range(table, DayRange(month, next_month(month)), self._settings)
+            within = in_range(table, DayRange(month, next_month(month)))
             rows, target = f"from {relation} where {within}", folder / f"month={month}"
             self._staged |= dict.fromkeys(target.glob("*.parquet"))
             self._staged[target / "data.parquet"] = None
@@ -127,9 +137,3 @@ class ParquetFiles:
             " (format parquet, compression zstd)"
         )
         self._staged[target] = staged
-
-    def _month(self, table: ServedTable) -> str:
-        local = table.dated
-        if table.grain == "period":
-            local = f"{table.dated} at time zone '{self._settings.timezone}'"
-        return f"cast(date_trunc('month', {local}) as date)"

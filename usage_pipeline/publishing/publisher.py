@@ -25,7 +25,7 @@ from usage_pipeline.days import DayRange
 from usage_pipeline.infra import permissions
 from usage_pipeline.infra.databases import publish_database_url
 from usage_pipeline.infra.disk import scratch
-from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
+from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing import ledger
 from usage_pipeline.publishing.changes import Delta, TableChange, compare_all, count
@@ -78,7 +78,12 @@ class PublishReport:
 
 
 def publish(
-    settings: Settings, ranges: Sequence[DayRange], run_id: str, built_with: str
+    settings: Settings,
+    ranges: Sequence[DayRange],
+    run_id: str,
+    built_with: str,
+    *,
+    may_shrink: bool = False,
 ) -> PublishReport:
     """Make the warehouse's rows what readers see. The caller is the single writer.
 
@@ -87,22 +92,24 @@ def publish(
         ranges: local days whose rows may have changed; their months are compared as well.
         run_id: recorded with the snapshot and the restatements.
         built_with: version of models and meters that built the warehouse.
+        may_shrink: whether days that only Postgres has may go; see `PostgresTables.write`.
 
     Raises:
-        UsagePipelineError: the warehouse lacks a table, Postgres refuses, or a newer release
-            published; readers then still see the previous state everywhere.
+        UsagePipelineError: the warehouse lacks a table, Postgres refuses, or has what another home
+            or a newer release published; readers then still see the previous state everywhere.
     """
     ensure_snapshot(settings)
     report = PublishReport()
     with scratch(settings) as work:
         copy = work / settings.snapshot_path.name
         with open_duckdb(settings, ":memory:") as db:
+            load_postgres_extension(db)
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
             published.attach(settings, db)
             base = snapshot = recorded_snapshot(db)
             new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
             with report.timed("compare"):
-                deltas = compare_all(db, settings, ranges, base)
+                deltas = compare_all(db, settings, ranges, base, new.published_at)
                 deltas.append(restated(db, settings, deltas, base, new, built_with=built_with))
                 unseen = count(
                     db,
@@ -127,8 +134,8 @@ def publish(
             with report.timed("postgres"):
                 url = publish_database_url(settings)
                 with connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
-                    postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.csv")
-                    postgres.write(db, source, deltas, base, snapshot)
+                    postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.bin")
+                    postgres.write(db, source, deltas, base, snapshot, may_shrink=may_shrink)
         with report.timed("swap"):
             if report.changed:
                 (work / STATE).replace(settings.published_path)
@@ -171,7 +178,7 @@ def repair(
     parquet.stage(db, source, deltas["parquet"], snapshot, snapshot, repairing=True)
     url = publish_database_url(settings)
     with connect(url, _VARIABLE) as connection, connection.cursor() as cursor:
-        postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.csv")
+        postgres = PostgresTables(cursor, settings.publish_schema, work / "rows.bin")
         postgres.write(db, source, deltas["postgres"], snapshot, snapshot, repairing=True)
     if source == "serving":
         db.execute("detach serving")

@@ -11,20 +11,15 @@ import duckdb
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
-from usage_pipeline.publishing.changes import Delta, columns_of
+from usage_pipeline.publishing.changes import Delta, columns_of, same, taken_over, within
 from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
-from usage_pipeline.serving import published
+from usage_pipeline.serving import aggregations, published
 from usage_pipeline.settings import Settings
 
 STATE = "published.duckdb"  # the next state, in the publish's scratch directory
 # Tables that have to be there before anything is published: what the models read back, the ledger,
 # and what the ledger needs to know of the days published so far. `alter` migrates older files.
 _BOOKKEEPING = """
-    create table if not exists usage_aggregations (
-        id uuid, user_id uuid, org_id uuid, period_type varchar, period_start timestamptz,
-        metric_type varchar, period_end timestamptz, total_quantity decimal(38, 9),
-        metadata json, created_at timestamptz, updated_at timestamptz
-    );
     create table if not exists invalid_usage_events (
         event_id varchar, metric_type varchar, reason varchar, user_id varchar, org_id varchar,
         event_type varchar, quantity varchar, event_data varchar, created_at varchar,
@@ -72,14 +67,42 @@ def ensure_snapshot(settings: Settings) -> None:
             published.clone(path, work / "migrated.duckdb")
         with open_duckdb(settings, work / "migrated.duckdb") as db:
             db.execute(_BOOKKEEPING)
-            db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
-            if columns_of(db, "migrated", "usage_daily"):
+            if columns_of(db, "usage_daily"):
                 # Published before the ledger was kept: what changes from now on is a restatement.
                 db.execute(
                     "insert into published_days by name select distinct usage_date from usage_daily"
                     " where usage_date not in (select usage_date from published_days)"
                 )
+                _stamp_usage(db, settings)
+            db.execute("update snapshot set schema_version = ?", [SCHEMA_VERSION])
         (work / "migrated.duckdb").replace(path)
+
+
+def _stamp_usage(db: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+    """Up to version 1, `usage_aggregations` alone knew when a row was published and changed."""
+    if "created_at" in columns_of(db, "usage_daily"):
+        return
+    ((zone, published_at),) = db.execute("select timezone, published_at from snapshot").fetchall()
+    local = f"cast(timezone('{zone or settings.timezone}', period_start) as date)"
+    for table, part, period in (
+        ("usage_daily", "usage_date", "daily"),
+        ("usage_monthly", "month", "monthly"),
+    ):
+        db.execute(
+            f"""
+            create or replace table {table} as
+            select new.*, coalesce(old.created_at, $published_at) as created_at,
+                   coalesce(old.updated_at, $published_at) as updated_at
+            from {table} as new
+            left join (
+                select * replace ({local} as period_start)
+                from usage_aggregations where period_type = '{period}'
+            ) as old
+                on new.{part} = old.period_start and new.metric_type = old.metric_type
+                    and {same(("user_id", "org_id"), "new", "old")}
+            """,
+            {"published_at": published_at},
+        )
 
 
 def is_published(settings: Settings) -> bool:
@@ -88,14 +111,14 @@ def is_published(settings: Settings) -> bool:
         return False
     with open_duckdb(settings, ":memory:") as db:
         published.attach(settings, db)
-        return bool(columns_of(db, "published", "usage_daily"))
+        return bool(columns_of(db, "published.main.usage_daily"))
 
 
 def _schema_version(settings: Settings) -> int:
     """The version that the snapshot file carries; 0 before versions were written."""
     with open_duckdb(settings, ":memory:") as db:
         published.attach(settings, db)
-        if "schema_version" not in columns_of(db, "published", "snapshot"):
+        if "schema_version" not in columns_of(db, "published.main.snapshot"):
             return 0
         row = db.execute("select schema_version from published.main.snapshot").fetchone()
     return int(row[0] or 0) if row else SCHEMA_VERSION
@@ -122,6 +145,14 @@ def note_days(db: duckdb.DuckDBPyConnection, ranges: Sequence[DayRange], built_w
     )
 
 
+def _bound(db: duckdb.DuckDBPyConnection, delta: Delta) -> str:
+    """The predicate for the days or months of the rows that go, so that no other row is read."""
+    if delta.table.dated is None:
+        return "true"
+    parts = db.execute(f"select distinct {delta.table.dated} from {delta.changes} where side < 0")
+    return f"old.{within(delta.table, [part for (part,) in parts.fetchall()])}"
+
+
 def build_snapshot(
     db: duckdb.DuckDBPyConnection,
     previous: Path,
@@ -133,24 +164,31 @@ def build_snapshot(
     published.clone(previous, target)
     db.execute(f"attach '{quoted(target)}' as serving")
     for delta in deltas:
-        name, names = delta.table.name, ", ".join(delta.columns)
+        served, names = f"serving.main.{delta.table.name}", ", ".join(delta.columns)
         if delta.whole:
+            rows = taken_over(db, delta, snapshot.published_at)
+            db.execute(f"create or replace table {served} as {rows}")
+            continue
+        if delta.change.updated or delta.change.deleted:
             db.execute(
-                f"create or replace table serving.main.{name} as"
-                f" select {names} from warehouse.main.{name}"
+                f"delete from {served} as old using (from {delta.changes} where side < 0) as gone"
+                f" where {same(delta.table.key, 'old', 'gone')} and {_bound(db, delta)}"
             )
-        elif not delta.empty:
-            same = " and ".join(f"old.{c} is not distinct from gone.{c}" for c in delta.table.key)
-            db.execute(
-                f"delete from serving.main.{name} as old"
-                f" using (from {delta.changes} where side < 0) as gone where {same}"
-            )
-            db.execute(
-                f"insert into serving.main.{name}"
-                f" select {names} from {delta.changes} where side > 0"
-            )
+        if not delta.empty:
+            db.execute(f"insert into {served} select {names} from {delta.changes} where side > 0")
+        if delta.fresh:
+            db.execute(f"insert into {served} {taken_over(db, delta, snapshot.published_at)}")
+    _create_view(db)
     db.execute("delete from serving.main.snapshot")
     db.execute(
         "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
         {"snapshot": asdict(snapshot)},
     )
+
+
+def _create_view(db: duckdb.DuckDBPyConnection) -> None:
+    name = f"serving.main.{aggregations.NAME}"
+    tables = "select database_name, table_name from duckdb_tables()"
+    if ("serving", aggregations.NAME) in db.execute(tables).fetchall():  # up to version 1
+        db.execute(f"drop table {name}")
+    db.execute(f"create or replace view {name} as {aggregations.definition('json')}")

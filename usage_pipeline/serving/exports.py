@@ -23,6 +23,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.disk import locked, scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.serving import published
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def export_month(
     """
     folder = _month_dir(settings, month)
     manifest = folder / "manifest.csv"
-    with _only_export(settings, month) as work, published.connect(settings) as db:
+    with _only_export(settings, month) as work, published.reading(settings) as db:
         previous = _read_manifest(manifest)
         users = _count_users(db, month, user_id)
         if not users and not _was_published(db, month, previous, user_id):
@@ -132,7 +133,7 @@ def due_months(settings: Settings) -> list[date]:
     published, and those that were exported before. Reads one row a day."""
     if not published.exists(settings):
         return []
-    with published.connect(settings) as db:
+    with published.reading(settings) as db:
         months = _months(db, settings)
     due = []
     for month, days, state in months:
@@ -174,10 +175,11 @@ def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
             f"""
             copy (
                 select strftime(created_at, '%Y-%m-%dT%H:%M:%S.%fZ') as created_at, id,
-                       {_inert("org_id")} as org_id, {_inert("event_type")} as event_type,
+                       {_inert("cast(org_id as varchar)")} as org_id,
+                       {_inert("event_type")} as event_type,
                        coalesce({_plain("quantity")}, {_inert("quantity_raw")}) as quantity,
                        {_inert("event_data")} as event_data
-                from read_parquet($files) as events
+                from {landed_events("$files")} as events
                 where user_id = $user
                 order by events.created_at, events.id
             ) to '{quoted(staged)}' (format csv, header true)

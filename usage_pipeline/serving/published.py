@@ -40,7 +40,7 @@ def own_path(settings: Settings) -> Path:
 
 
 @contextmanager
-def connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+def reading(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """Read what is published.
 
     Raises:

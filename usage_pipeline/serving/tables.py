@@ -15,6 +15,8 @@ import yaml
 from usage_pipeline.settings import DBT_PROJECT_DIR
 
 LEDGER = "usage_restatements"
+# When a row was first published, and when its numbers last changed.
+STAMPS = ("created_at", "updated_at")
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,14 @@ class ServedTable:
         key: columns that identify a row.
         nullable: those of `key` that may be null; null is then a value like any other.
         dated: column that places a row in time; None for tables that are not partitioned.
-        grain: what `dated` holds: local days, first days of local months, or the start
-            instants of both, told apart by `period_type`.
+        grain: what `dated` holds: local days, or first days of local months.
         windowed: only the rows of the published days and their months are compared; tables
-            whose other rows can move as well, all small, are compared whole.
+            whose other rows can move as well are compared whole.
+        as_of: column with one value in all rows; when it moves, all rows are new and the table
+            is replaced without a look at them.
         indexes: further indexes in Postgres, for dashboards.
         stamps: columns that say when a row was published or changed; only what is published
-            knows them.
+            knows them. Those that the model lacks, `STAMPS`, are given by publishing.
         model: whether dbt builds it; the others are written by the pipeline itself.
         description: of those others; a model's is in its `.yml`.
     """
@@ -40,8 +43,9 @@ class ServedTable:
     key: tuple[str, ...]
     nullable: tuple[str, ...] = ()
     dated: str | None = None
-    grain: Literal["day", "month", "period"] = "day"
+    grain: Literal["day", "month"] = "day"
     windowed: bool = True
+    as_of: str | None = None
     indexes: tuple[tuple[str, ...], ...] = ()
     stamps: tuple[str, ...] = ()
     model: bool = True

@@ -94,8 +94,10 @@ class PendingDays:
         The caller is the single writer."""
         with self._changing() as state:
             self._discard_untrusted(state)
-            if ranges:
-                state.extracting = [e for e in state.extracting if e.by != this_process()]
+            mine = [e for e in state.extracting if e.by == this_process()]
+            state.extracting = [e for e in state.extracting if e not in mine]
+            left = _without([e.days for e in mine], ranges)
+            state.extracting += [Extraction(days, this_process()) for days in left]
             state.pending = merge_ranges([*state.pending, *state.built, *ranges])
             state.built = []
             state.revision += 1

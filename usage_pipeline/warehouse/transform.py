@@ -27,6 +27,7 @@ from usage_pipeline.infra.disk import no_room, replace_text, scratch
 from usage_pipeline.infra.timings import Timings
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.meters.version import dbt_vars, meters_version
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 from usage_pipeline.warehouse.pending import PendingDays
 
@@ -176,9 +177,8 @@ class Transformer:
         for unique_id in wanted:  # grows while its parents are found
             parents = nodes[unique_id].depends_on.nodes
             wanted += [parent for parent in parents if parent in nodes and parent not in wanted]
-        files = f"'{self.settings.events_dir}/*/part-*.parquet'"
         models = {
-            node.name: node.compiled_code.replace(files, LANDED_FILES)
+            node.name: node.compiled_code.replace(self._all_landed_files, LANDED_FILES)
             for unique_id, node in nodes.items()
             if unique_id in wanted
         }
@@ -187,8 +187,12 @@ class Transformer:
 
     @cached_property
     def _stamp(self) -> str:
-        """Identifies what dbt parses and renders: its SQL holds the directory that it reads."""
-        return f"{self.version} {_project_hash()} {self.settings.landing_dir}"
+        """Identifies what dbt parses and renders: its SQL holds what it reads, and where."""
+        return f"{self.version} {_project_hash()} {landed_events(self._all_landed_files)}"
+
+    @property
+    def _all_landed_files(self) -> str:
+        return f"'{self.settings.events_dir}/*/part-*.parquet'"
 
     def _parse(self) -> None:
         with self.timings.stage(DBT):
@@ -277,6 +281,7 @@ class Transformer:
         os.environ.update(
             USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
             USAGE_DBT_LANDING=str(settings.landing_dir),
+            USAGE_DBT_LANDED_EVENTS=landed_events(self._all_landed_files),
             USAGE_DBT_SNAPSHOT=str(settings.published_path),
         )
 

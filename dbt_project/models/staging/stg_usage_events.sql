@@ -24,8 +24,6 @@ select
     id as event_id,
     cast(user_id as {{ uuid_type() }}) as user_id,
     cast(org_id as {{ uuid_type() }}) as org_id,
-    user_id as user_key,
-    org_id as org_key,
     event_type,
     event_data,
     quantity,

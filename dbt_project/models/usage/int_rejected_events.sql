@@ -9,7 +9,7 @@ select
     user_id,
     org_id,
     event_type,
-    coalesce(quantity_raw, cast(quantity as {{ text_type() }})) as quantity,
+    coalesce(quantity_raw, {{ spelled_quantity('quantity') }}) as quantity,
     event_data,
     created_at
 from {{ events }}
@@ -28,7 +28,7 @@ select
     user_id,
     org_id,
     event_type,
-    cast(quantity as {{ text_type() }}) as quantity,
+    coalesce(quantity_raw, {{ spelled_quantity('quantity') }}) as quantity,
     event_data,
     created_at
 from ({{ meter_events(meter, events) }}) as metered

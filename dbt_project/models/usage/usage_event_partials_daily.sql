@@ -5,11 +5,10 @@ with events as (
     where {{ in_window('usage_date') }} and is_valid
 )
 
--- Ids become UUIDs once a group, not once an event: half the work.
 select
     usage_date,
-    cast(user_key as {{ uuid_type() }}) as user_id,
-    cast(org_key as {{ uuid_type() }}) as org_id,
+    user_id,
+    org_id,
     event_type,
     count(*) as event_count,
     {{ ordinary_sum('quantity') }} as sum_quantity,
@@ -19,4 +18,4 @@ select
     min(created_at) as first_event_at,
     max(created_at) as last_event_at
 from events
-group by usage_date, user_key, org_key, event_type
+group by usage_date, user_id, org_id, event_type

@@ -165,7 +165,7 @@ def _rhythm(starts: Numbers) -> Numbers:
     """Weight of each slot (rows) in each zone (columns), from the local hour and weekday."""
     utc = pd.DatetimeIndex(starts.astype("M8[us]"), tz="UTC")
     local = [utc.tz_convert(zone) for zone in ZONE_SHARES]
-    return np.stack([HOUR_WEIGHTS[t.hour] * WEEKDAY_WEIGHTS[t.dayofweek] for t in local], axis=1)
+    return np.stack([HOUR_WEIGHTS[t.hour] * WEEKDAY_WEIGHTS[t.day_of_week] for t in local], axis=1)
 
 
 def _details(

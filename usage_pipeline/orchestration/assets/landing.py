@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Iterator
+from datetime import date
 
 import dagster as dg
 
 from usage_pipeline.landing.accounts import ACCOUNT_TABLES
+from usage_pipeline.landing.landed_days import data_files
 from usage_pipeline.orchestration.assets.source import SOURCE_TABLES
 from usage_pipeline.orchestration.failures import one_line_failures
 from usage_pipeline.orchestration.internals.partition_events import record_partitions
-from usage_pipeline.orchestration.metadata import sparkline
+from usage_pipeline.orchestration.metadata import landed_previews, sparkline
 from usage_pipeline.orchestration.names import LANDED_EVENTS, OWNERS
-from usage_pipeline.orchestration.partitions import Partitions, days_of
+from usage_pipeline.orchestration.partitions import Partitions, days_of, days_of_run
 from usage_pipeline.rollup import Rollup
 
 
@@ -45,8 +47,18 @@ def usage_events(partitions: Partitions) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         started = time.perf_counter()
         with one_line_failures():
-            landed = rollup.land_events(days_of(context).days())
+            wanted = [days_of(context), *days_of_run(context.run.tags)]
+            landed = rollup.land_events(day for days in wanted for day in days.days())
         seconds = round(time.perf_counter() - started, 3)
+        previews = landed_previews(
+            rollup.settings,
+            {
+                day.usage_date: data_files(
+                    rollup.settings.events_dir, date.fromisoformat(day.usage_date)
+                )
+                for day in landed
+            },
+        )
         figures = {
             day.usage_date: {
                 "dagster/row_count": day.rows,
@@ -55,6 +67,7 @@ def usage_events(partitions: Partitions) -> dg.AssetsDefinition:
                 "duplicates left out": day.duplicate_rows,
                 "sum of quantities": day.sum_quantity,
                 "read from the source at": day.extracted_at,
+                **previews.get(day.usage_date, {}),
             }
             for day in landed
         }
@@ -74,7 +87,7 @@ def accounts() -> dg.AssetsDefinition:
     """Users, organisations, plans, and the calendar, each as it is now."""
 
     @dg.multi_asset(
-        name="snapshots",
+        name="accounts",
         specs=[
             dg.AssetSpec(
                 ["landing", table],
@@ -93,12 +106,14 @@ def accounts() -> dg.AssetsDefinition:
     def accounts(rollup: dg.ResourceParam[Rollup]) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
             rows = rollup.land_accounts()
-        for table in ACCOUNT_TABLES:
-            file = rollup.settings.landing_dir / f"{table}.parquet"
+        folder = rollup.settings.landing_dir
+        files = {table: folder / f"{table}.parquet" for table in (*ACCOUNT_TABLES, "calendar")}
+        previews = landed_previews(rollup.settings, {t: [file] for t, file in files.items()})
+        for table, file in files.items():
+            counted = {"dagster/row_count": rows[table]} if table in rows else {}
             yield dg.MaterializeResult(
                 asset_key=["landing", table],
-                metadata={"dagster/row_count": rows[table], "bytes": file.stat().st_size},
+                metadata={**counted, "bytes": file.stat().st_size, **previews[table]},
             )
-        yield dg.MaterializeResult(asset_key=["landing", "calendar"])
 
     return accounts

@@ -66,7 +66,7 @@ def publish(manifest: Mapping[str, Any], settings: Settings) -> dg.AssetsDefinit
         context: dg.AssetExecutionContext, rollup: dg.ResourceParam[Rollup]
     ) -> Iterator[dg.MaterializeResult]:
         with one_line_failures():
-            report = rollup.publish(context.run_id)
+            report = rollup.publish(context.run.run_id)
         own = _own_figures(report, settings)
         shared: dict[str, Any] = {
             "snapshot": report.snapshot_id,

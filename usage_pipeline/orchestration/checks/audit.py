@@ -12,11 +12,12 @@ from usage_pipeline.rollup import (
     LANDING_EQUALS_SOURCE,
     ROLLUP_EQUALS_LANDING,
     Rollup,
+    blocked,
     blocking_failures,
 )
 from usage_pipeline.warehouse.transform import NodeResult
 
-GATE = dg.AssetCheckKey(dg.AssetKey(["usage", "usage_aggregations"]), "blocking_tests_pass")
+GATE = dg.AssetCheckKey(dg.AssetKey(["reporting", "usage_summary"]), "blocking_tests_pass")
 RECONCILIATION = (
     (
         ROLLUP_EQUALS_LANDING,
@@ -59,13 +60,16 @@ def audit(manifest: Mapping[str, Any]) -> dg.AssetChecksDefinition:
             if spec.key in selected:
                 yield _result(spec, results.get(unique_id))
         if GATE in selected:
-            failures = [result.name for result in blocking_failures(results.values())]
+            failures = blocking_failures(results.values())
             yield dg.AssetCheckResult(
                 asset_key=GATE.asset_key,
                 check_name=GATE.name,
                 passed=not failures,
-                metadata={"failed": failures, "tests": len(results)},
+                metadata={"failed": [failed.name for failed in failures], "tests": len(results)},
             )
+            if failures:  # Dagster fails this step anyway, in words that name the gate alone
+                with one_line_failures():
+                    raise blocked(failures)
 
     return audit
 

@@ -7,7 +7,7 @@ import dagster as dg
 from usage_pipeline.orchestration.internals.job_type import AssetJob
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.names import CHAINED_TAG, USAGE_DAILY
-from usage_pipeline.orchestration.partitions import days_of_run, month_range_tags
+from usage_pipeline.orchestration.partitions import days_of_run, month_tags
 from usage_pipeline.serving import exports
 from usage_pipeline.settings import Settings
 
@@ -30,15 +30,12 @@ def months_follow_days(job: AssetJob) -> dg.SensorDefinition:
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        days = days_of_run(dict(run.tags))
+        ranges = days_of_run(run.tags)
         built_days = run.job_name == NIGHTLY or USAGE_DAILY in (run.asset_selection or ())
-        if not built_days or days is None or run.tags.get(CHAINED_TAG) == "no":
+        if not built_days or not ranges or run.tags.get(CHAINED_TAG) == "no":
             yield dg.SkipReason(f"run {run.run_id} built no days that wait for their months")
             return
-        yield dg.RunRequest(
-            run_key=run.run_id,
-            tags=month_range_tags(days),
-        )
+        yield dg.RunRequest(run_key=run.run_id, tags=month_tags(ranges))
 
     return months_follow_days
 

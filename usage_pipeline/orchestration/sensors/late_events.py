@@ -11,12 +11,12 @@ from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.landing.repairs import changed_days
 from usage_pipeline.orchestration.failures import one_line_failures
 from usage_pipeline.orchestration.internals.job_type import AssetJob
-from usage_pipeline.orchestration.partitions import day_range_tags
+from usage_pipeline.orchestration.partitions import day_tags
 from usage_pipeline.settings import Settings
 
 RUN_KEY_TAG = "dagster/run_key"  # which the daemon puts on the runs that it starts for a request
 LATE_EVENTS_SECONDS = 3600
-REQUESTS_A_TICK = 50  # a tick that asks for more is slow; the next one goes on
+RANGES_A_RUN = 50  # a tag is indexed, and may not be long; the next tick asks for the others
 
 
 def late_events(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
@@ -29,9 +29,9 @@ def late_events(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
         minimum_interval_seconds=LATE_EVENTS_SECONDS,
         description=(
             "Compares each landed day of the last USAGE_LOOKBACK_DAYS days with the source (rows, "
-            "sum, last created_at) and rolls up the days that differ; their months, summaries and "
-            "exports follow. One grouped query a tick. A day whose run failed, was canceled or "
-            "never ran is asked for again."
+            "sum, last created_at) and rolls up the days that differ, in one run; their months, "
+            "summaries and exports follow. One grouped query a tick. A day whose run failed, was "
+            "canceled or never ran is asked for again."
         ),
     )
     def late_events(
@@ -56,7 +56,7 @@ def late_events(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
             for day, state in changed.items()
             if (request := requested.get(str(day))) and request[0] == state and request[1] in taken
         }
-        ranges = ranges_of_days(changed.keys() - waiting.keys())[:REQUESTS_A_TICK]
+        ranges = ranges_of_days(changed.keys() - waiting.keys())[:RANGES_A_RUN]
         if not ranges:
             yield dg.SkipReason(
                 f"{len(changed)} changed days, all requested before"
@@ -65,13 +65,13 @@ def late_events(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
             )
         # Only what still differs is remembered: a state that was landed and comes back is new.
         remembered = {str(day): requested[str(day)] for day in changed if str(day) in requested}
-        for days in ranges:
+        if ranges:
+            asked = [day for days in ranges for day in days.days()]
             # The daemon starts no second run for a key, ever; so another attempt has another one.
-            told = [[changed[day], remembered.get(str(day))] for day in days.days()]
-            digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-            run_key = f"{days} {digest}"
-            yield dg.RunRequest(run_key=run_key, tags=day_range_tags(days))
-            remembered |= {str(day): [changed[day], run_key] for day in days.days()}
+            told = [[str(day), changed[day], remembered.get(str(day))] for day in asked]
+            run_key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+            yield dg.RunRequest(run_key=run_key, tags=day_tags(ranges))
+            remembered |= {str(day): [changed[day], run_key] for day in asked}
         context.update_cursor(json.dumps(remembered))
 
     return late_events
