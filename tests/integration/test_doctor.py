@@ -175,6 +175,22 @@ def test_a_missing_privilege_on_the_database_is_named(
     assert says in found[what]
 
 
+def test_events_that_are_on_no_day_are_counted(
+    databases: tuple[AppDatabase, AppDatabase], settings: Settings
+) -> None:
+    app, _ = databases
+    found = failures_while(
+        app,
+        "insert into usage_events (id, user_id, event_type, quantity, created_at)"
+        " select gen_random_uuid(), gen_random_uuid(), 'api_call', 1, created_at"
+        " from (values ('infinity'::timestamptz), ('-infinity'), ('2024-03-01')) as t (created_at)",
+        "delete from usage_events",
+        settings,
+    )
+    assert found.keys() == {"source table usage_events"}
+    assert "2 events have an infinite created_at" in found["source table usage_events"]
+
+
 def test_a_storage_that_dagster_may_not_write_is_named(
     databases: tuple[AppDatabase, AppDatabase], settings: Settings
 ) -> None:

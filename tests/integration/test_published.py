@@ -107,6 +107,29 @@ def test_what_a_reader_changed_is_replaced_and_never_built_on(settings: Settings
     assert settings.snapshot_path.stat().st_ino == served.st_ino
 
 
+def test_the_log_of_a_reader_who_writes_is_found_and_removed(settings: Settings) -> None:
+    """The reader opened the copy before this one, and writes when it is replaced."""
+    right = totals(settings)
+    insert = "db.execute('insert into usage_daily (total_quantity) values (500)')"
+    script = _HOLD + f"; {insert}; import os; os._exit(0)"
+    settings.snapshot_path.chmod(0o600)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(settings.snapshot_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as reader:
+        assert reader.stdout and reader.stdout.readline() == b"open\n"
+        published.serve_again(settings)
+        reader.communicate(b"\n")
+    assert totals(settings) != right  # which is why it has to be found
+    found = Rollup(settings).compare_places(day("2024-04-01"))
+    assert "usage.duckdb.wal" in {unlike.table for unlike in found}
+    assert "usage.duckdb.wal" in " ".join(summary(settings).lines)
+    Rollup(settings).publish("changes nothing")
+    assert totals(settings) == right
+    assert not published.readers_log(settings)
+
+
 def test_either_file_alone_brings_back_the_other(settings: Settings) -> None:
     before = totals(settings)
     settings.published_path.unlink()
@@ -179,6 +202,24 @@ def test_what_the_pipeline_writes_is_for_its_owner(settings: Settings) -> None:
         path.name: path.stat().st_mode & 0o777 for path in settings.exports_dir.glob("*/*/*")
     }
     assert written == {f"{ADA}.csv": 0o600, f"{BOB}.csv": 0o600}
+
+
+def test_what_others_keep_in_the_home_is_theirs(make_settings: Any) -> None:
+    settings = make_settings()
+    settings.landing_dir.mkdir(parents=True)
+    for theirs in ("invoices.csv", "warehouse-report.txt"):
+        (settings.home / theirs).touch()
+        (settings.home / theirs).chmod(0o644)
+    for path in (settings.home, settings.landing_dir):
+        path.chmod(0o1777)
+    permissions.keep_private(settings)
+    modes = {p.name: p.stat().st_mode & 0o7777 for p in (settings.home, *settings.home.iterdir())}
+    assert modes == {
+        settings.home.name: 0o1777,
+        "landing": 0o700,
+        "invoices.csv": 0o644,
+        "warehouse-report.txt": 0o644,
+    }
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
+import duckdb
 import pytest
 from dagster._core.definitions.freshness import CronFreshnessPolicy
-from support import roll_up, triggers
+from support import days, roll_up, triggers
 from typer.testing import CliRunner
 
 from usage_pipeline.audit.freshness import freshness
@@ -104,6 +105,24 @@ def test_nothing_published_is_not_fresh(make_settings: Any) -> None:
     assert freshness(
         make_settings(USAGE_TIMEZONE=ZONE, USAGE_START_DATE=ago(0))
     ).fresh  # none is due
+
+
+def test_a_hole_in_what_is_published_is_not_fresh(make_settings: Any) -> None:
+    settings = make_settings(USAGE_TIMEZONE=ZONE, USAGE_START_DATE="2024-03-01")
+    now = datetime.fromisoformat("2024-03-10T12:00Z")
+    settings.home.mkdir()
+    with duckdb.connect(str(settings.published_path)) as db:
+        db.execute("create table usage_daily (usage_date date)")
+        db.execute(
+            "create table published_days as select cast('2024-03-01' as date) + cast(n as integer)"
+            " as usage_date from range(9) as days (n)"
+        )
+    assert freshness(settings, now).fresh
+    with duckdb.connect(str(settings.published_path)) as db:
+        db.execute("delete from published_days where usage_date in ('2024-03-03', '2024-03-04')")
+    seen = freshness(settings, now)
+    assert str(seen) == "Late: 2024-03-03 is not published; it was due at 2024-03-04 06:00 EST."
+    assert seen.missing == days("2024-03-03", "2024-03-05")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+import duckdb
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 from support import day, days, triggers
@@ -24,9 +25,9 @@ from usage_pipeline.orchestration.partitions import (
     day_range_tags,
     day_tags,
     days_of_run,
-    month_range_tags,
-    month_tags,
 )
+from usage_pipeline.publishing.snapshot import ensure_snapshot
+from usage_pipeline.serving.exports import export_month
 
 
 @pytest.fixture
@@ -224,31 +225,42 @@ def test_months_do_not_follow(
     assert isinstance(answer, dg.SkipReason)
 
 
-@pytest.mark.parametrize(
-    ("job", "first", "days_end", "months"),
-    [
-        (MONTHLY, "2024-02-29", "2024-03-01", ["2024-02-01"]),
-        (MONTHLY, "2024-12-31", "2025-01-01", ["2024-12-01"]),
-        (MONTHLY, "2024-01-31", "2024-03-02", ["2024-01-01", "2024-02-01"]),  # missed nights
-        (MONTHLY, "2024-03-01", "2024-03-02", []),
-        (MONTHLY, "2024-02-28", "2024-02-29", []),
-        (MONTHLY, "2024-02-29", None, []),
-        (NIGHTLY, "2024-02-29", "2024-03-01", []),
-    ],
-)
-def test_exports_follow_when_the_last_day_of_a_month_is_in(
-    job: str,
-    first: str,
-    days_end: str | None,
-    months: list[str],
-    *,
-    make_settings: Any,
-    success: Any,
-) -> None:
-    end = date.fromisoformat(days_end or "2024-03-01")
-    range_ = DayRange(date.fromisoformat(first), end)
-    tags = month_tags([range_]) if days_end else month_range_tags(range_)
-    assert exports_that_follow(make_settings(), success, job, tags) == months
+def test_exports_follow_what_is_published(make_settings: Any, success: Any) -> None:
+    """Whatever runs published it, and whichever of them failed: the state of the month decides."""
+    settings = make_settings(USAGE_START_DATE="2024-02-10")
+
+    def publish(statement: str) -> None:
+        with duckdb.connect(str(settings.published_path)) as db:
+            db.execute(statement)
+
+    def due() -> list[str | None]:
+        return exports_that_follow(settings, success, MONTHLY, {CHAINED_TAG: "no"})
+
+    assert due() == []  # nothing is published
+    ensure_snapshot(settings)
+    publish(
+        "create table usage_daily (usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
+        " total_quantity decimal(38, 9), event_count bigint);"
+        "insert into published_days by name"
+        " select cast('2024-02-01' as date) + cast(n as integer) as usage_date,"
+        " timestamptz '2024-03-03 01:00:00Z' as extracted_at, 'v1' as built_with"
+        " from range(31) as days (n) where n <> 28"
+    )
+    assert due() == []  # 29 February is missing, and March is not whole
+    # published by the night after its own had failed
+    publish("insert into published_days by name select date '2024-02-29' as usage_date")
+    assert due() == ["2024-02-01"]
+    assert due() == ["2024-02-01"]  # its run failed
+    assert exports_that_follow(settings, success, NIGHTLY, {}) == []
+    export_month(settings, date(2024, 2, 1))
+    export_month(settings, date(2024, 3, 1))  # by hand, before it is whole
+    assert due() == []
+    # an event moved out of the day, which was landed again and has none now
+    publish("update published_days set extracted_at = now() where usage_date = '2024-02-15'")
+    assert due() == ["2024-02-01"]
+    export_month(settings, date(2024, 2, 1))
+    publish("update published_days set built_with = 'v2'")
+    assert due() == ["2024-02-01", "2024-03-01"]
 
 
 def exports_that_follow(
@@ -275,10 +287,9 @@ def test_tags_of_a_range_of_days_are_read_back() -> None:
     assert days_of_run({}) == []
 
 
-def test_months_and_exports_follow_all_days_of_one_run_for_several_ranges(
-    triggers_in: Any, success: Any, make_settings: Any
+def test_months_follow_all_days_of_one_run_for_several_ranges(
+    triggers_in: Any, success: Any
 ) -> None:
-    """January is over and its last day is in, February was exported, of March no last day is in."""
     ranges = [
         days("2024-01-30", "2024-02-01"),
         days("2024-02-10", "2024-02-11"),
@@ -287,23 +298,3 @@ def test_months_and_exports_follow_all_days_of_one_run_for_several_ranges(
     request = follow(triggers_in("UTC"), "months_follow_days", success, NIGHTLY, day_tags(ranges))
     assert isinstance(request, dg.RunRequest)
     assert days_of_run(request.tags) == ranges
-    settings = make_settings()
-    (settings.exports_dir / "2024-02").mkdir(parents=True)
-    (settings.exports_dir / "2024-02" / "manifest.csv").touch()
-    asked = exports_that_follow(settings, success, MONTHLY, dict(request.tags))
-    assert asked == ["2024-01-01", "2024-02-01"]
-
-
-def test_exported_months_are_refreshed_when_their_days_are_published_again(
-    make_settings: Any, success: Any
-) -> None:
-    settings = make_settings()
-    for month in ("2024-01", "2024-03"):
-        (settings.exports_dir / month).mkdir(parents=True)
-        (settings.exports_dir / month / "manifest.csv").touch()
-    tags = {
-        RANGE_START_TAG: "2024-01-01",
-        RANGE_END_TAG: "2024-02-01",
-        DAYS_TAG: "2024-01-10/2024-01-11",
-    }
-    assert exports_that_follow(settings, success, MONTHLY, tags) == ["2024-01-01"]

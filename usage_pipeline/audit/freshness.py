@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import duckdb
 
-from usage_pipeline.days import DayRange, next_month
+from usage_pipeline.days import DayRange, next_month, ranges_of_days
 from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.serving import published
 from usage_pipeline.serving.tables import SERVED_TABLES, ServedTable
@@ -34,17 +34,19 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class Freshness:
-    """Whether the newest published day is the one that should be there by now.
+    """Whether all days are published that should be by now.
 
     Attributes:
         newest: None when nothing is published.
-        missing: the days up to the expected one that are not published; empty when fresh.
+        missing: the first days from `USAGE_START_DATE` on that are not; empty when fresh.
         due_at: when the first of them should have been.
+        due: days before this one should be published.
     """
 
     newest: date | None
     missing: DayRange
     due_at: datetime
+    due: date
 
     @property
     def fresh(self) -> bool:
@@ -61,19 +63,16 @@ def freshness(settings: Settings, now: datetime | None = None) -> Freshness:
     """The state of what readers see; a day is due at 06:00 of the next in `USAGE_TIMEZONE`."""
     local = (now or datetime.now(UTC)).astimezone(settings.zone)
     due = local.date() - timedelta(days=0 if local.time() >= DUE else 1)  # days before this one
-    newest = newest_day(settings)
-    first = newest + timedelta(days=1) if newest else settings.start_date
-    due_at = datetime.combine(first + timedelta(days=1), DUE, settings.zone)
-    return Freshness(newest, DayRange(first, due), due_at)
+    days = _published_days(settings)
+    gaps = ranges_of_days(set(DayRange(settings.start_date, due).days()) - days)
+    missing = gaps[0] if gaps else DayRange(due, due)
+    due_at = datetime.combine(missing.start + timedelta(days=1), DUE, settings.zone)
+    return Freshness(max(days, default=None), missing, due_at, due)
 
 
 def newest_day(settings: Settings) -> date | None:
     """The newest published day; None when nothing is published."""
-    with open_duckdb(settings, ":memory:") as db:
-        if not _attach(db, settings):
-            return None
-        row = db.execute("select max(usage_date) from published.published_days").fetchone()
-    return row[0] if row else None
+    return max(_published_days(settings), default=None)
 
 
 def last_publish(settings: Settings) -> tuple[datetime, str] | None:
@@ -102,6 +101,14 @@ def published_tables(settings: Settings) -> list[PublishedTable]:
             age = datetime.now(UTC) - ended if ended else None
             found.append(PublishedTable(table.name, day, rows, age))
     return found
+
+
+def _published_days(settings: Settings) -> set[date]:
+    with open_duckdb(settings, ":memory:") as db:
+        if not _attach(db, settings):
+            return set()
+        rows = db.execute("select usage_date from published.published_days").fetchall()
+    return {day for (day,) in rows}
 
 
 def _end(table: ServedTable, day: date) -> date:

@@ -141,6 +141,7 @@ def _opened(settings: Settings, built: bool) -> Iterator[_Comparison]:
         except duckdb.Error as error:
             raise database_error(error, url, _VARIABLE) from None
         same = filecmp.cmp(copy, published.own_path(settings), shallow=False)
+        same = same and not published.readers_log(settings)
         yield _Comparison(settings, db, built=built, served_is_own=same)
 
 
@@ -161,6 +162,9 @@ class _Comparison:
 
     def run(self, days: DayRange) -> list[Unlike]:
         """What differs, place by place."""
+        if log := published.readers_log(self._settings):
+            line = f"snapshot {log.name}: readers see what somebody wrote into their copy"
+            self._unlike["snapshot", log.name] = Unlike("snapshot", log.name, lines=[line])
         for table in (*SERVED_TABLES, _IDENTITY):
             self._compare_table(table, PLACES, days)
         # Where a table differs, the view does in the same rows.

@@ -10,21 +10,33 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 
 UMASK = 0o077  # of every process of the pipeline
+# What the pipeline writes into the home, up to the first dot: `warehouse` is a database, its log,
+# a state and a lock.
+_OWN = {
+    *("landing", "warehouse", "published", "serving", "exports", "audit", "erased_users"),
+    *("writer", "up", "dagster", "dbt", "postgres", "tmp"),
+}
+_BESIDE = {"sample"}  # which a checkout has in `data`, the default home
 
 
 def keep_private(settings: Settings) -> None:
     """Close the home to others, what older releases left in it included.
 
     A closed folder closes what is below it. The embedded Postgres looks after its own; where root
-    runs it, another user has to pass through the home, so what passing needs stays as it is.
+    runs it, another user has to pass through the home, so what passing needs stays as it is. What
+    others put there stays as it is, and so does a home that holds anything of theirs, such as /srv.
     """
-    mode = settings.home.stat().st_mode & 0o711
+    names = {path: path.name.partition(".")[0] for path in settings.home.iterdir()}
+    mode = settings.home.stat().st_mode
+    if set(names.values()) <= _OWN | _BESIDE:
+        mode &= 0o711
     if settings.serving_gid is not None:
         _give(settings, settings.home, settings.serving_gid)
         mode |= 0o710
     _set_mode(settings.home, mode)
-    for path in settings.home.iterdir():
-        if path not in (settings.serving_dir, settings.postgres_dir) and not path.is_symlink():
+    for path, name in names.items():
+        others = path in (settings.serving_dir, settings.postgres_dir) or name not in _OWN
+        if not others and not path.is_symlink():
             # a temporary file that is gone, or what another user put there
             with suppress(FileNotFoundError, PermissionError):
                 _set_mode(path, path.stat().st_mode & 0o700)

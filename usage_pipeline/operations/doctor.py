@@ -11,6 +11,7 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
+from usage_pipeline.app_db.fingerprints import FINGERPRINT_TIMEOUT
 from usage_pipeline.app_db.session import source_query
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.databases import (
@@ -98,7 +99,24 @@ def _source(settings: Settings) -> Iterator[Finding]:
 def _readable(url: str, table: str) -> str:
     with connect(url) as connection, connection.cursor() as cursor:
         cursor.execute(f"select * from ({source_query(table)}) as source limit 1")
+        if table == "usage_events":
+            _require_days(cursor)
         return "readable"
+
+
+def _require_days(cursor: Cursor) -> None:
+    """An event at an infinite instant is on no day, so no extraction ever sees it."""
+    cursor.execute(
+        f"set local statement_timeout = '{FINGERPRINT_TIMEOUT}';"
+        f"select count(*) from ({source_query('usage_events')}) as events"
+        " where created_at in ('infinity', '-infinity')"
+    )
+    (events,) = cursor.fetchone() or (0,)
+    if events:
+        raise UsagePipelineError(
+            f"{events:,} events have an infinite created_at, are on no day, and count nowhere",
+            "Correct their created_at in the application",
+        )
 
 
 def _storage(url: str) -> str:

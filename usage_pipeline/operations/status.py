@@ -51,7 +51,7 @@ def summary(settings: Settings) -> Summary:
     lines.append(f"Landed: {len(landed):,} days, {min(landed)} to {max(landed)}.")
     damaged = days_to_repair(settings, rollup.transformer.needs_event_data)
     seen = freshness(settings)
-    due = DayRange(settings.start_date, max(settings.start_date, seen.missing.end, *landed))
+    due = DayRange(settings.start_date, max(settings.start_date, seen.due, *landed))
     for what, days in (
         ("Missing", ranges_of_days(set(due.days()) - landed.keys())),
         ("Damaged or outdated", ranges_of_days(damaged)),
@@ -68,6 +68,10 @@ def summary(settings: Settings) -> Summary:
     if refused:
         healthy = False
         lines.append(str(refusal(refused)))
+    if log := published.readers_log(settings):
+        healthy = False
+        lines.append(f"Readers see what somebody wrote into their copy ({log.name}). Roll up:")
+        lines.append("  usage-pipeline rollup")
     last = last_publish(settings)
     if last is None:
         lines.append("Nothing is published yet.")

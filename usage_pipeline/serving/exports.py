@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _HEADER = b"usage_date,org_id,metric_type,total_quantity,event_count\n"
 _ROWS_PER_BATCH = 100_000
 _SOME_USERS = ".some_users"  # beside a manifest of users who were exported one by one
+_STATE = ".published"  # beside the manifest: what was published of the month when it was exported
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ def export_month(
             _write_manifest(manifest, entries, work / "manifest.csv")
         if not user_id:
             (folder / _SOME_USERS).unlink(missing_ok=True)
+            ((_, _, state),) = _months(db, settings, _days_of(month)) or [(month, 0, "")]
+            (work / _STATE).write_text(state)
+            _move(work / _STATE, folder / _STATE)
     return ExportReport(manifest, users, written, removed, exported)
 
 
@@ -122,6 +126,24 @@ def is_exported(settings: Settings, month: date) -> bool:
     """Whether the files of all the month's users were written before."""
     folder = _month_dir(settings, month)
     return (folder / "manifest.csv").exists() and not (folder / _SOME_USERS).exists()
+
+
+def due_months(settings: Settings) -> list[date]:
+    """Months whose files are not what is published: those that are over, with all their days
+    published, and those that were exported before. Reads one row a day."""
+    if not published.exists(settings):
+        return []
+    with published.reading(settings) as db:
+        months = _months(db, settings)
+    due = []
+    for month, days, state in months:
+        first, end = max(month, settings.start_date), next_month(month)
+        whole = end <= settings.today() and days == (end - first).days
+        exported, recorded = is_exported(settings, month), _month_dir(settings, month) / _STATE
+        is_new = not exported or not recorded.exists() or recorded.read_text() != state
+        if is_new and (whole or exported):
+            due.append(month)
+    return due
 
 
 def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
@@ -227,6 +249,20 @@ def _chosen(month: date, user_id: UUID | None) -> str:
 def _days_of(month: date) -> str:
     first = month.replace(day=1)
     return f"usage_date >= date '{first}' and usage_date < date '{next_month(first)}'"
+
+
+def _months(
+    db: duckdb.DuckDBPyConnection, settings: Settings, where: str = "true"
+) -> list[tuple[date, int, str]]:
+    """Months with published days: how many, and a text that changes when one is landed again, or
+    built with other models or meters."""
+    return db.execute(
+        "select cast(date_trunc('month', usage_date) as date) as month, count(*),"
+        " md5(string_agg(concat_ws(' ', usage_date, epoch_us(extracted_at), built_with), ','"
+        f" order by usage_date)) from published_days where usage_date >= ? and {where}"
+        " group by month order by month",
+        [settings.start_date],
+    ).fetchall()
 
 
 def _users_lines(

@@ -74,6 +74,13 @@ def as_served(settings: Settings) -> Iterator[Path]:
         yield copy
 
 
+def readers_log(settings: Settings) -> Path | None:
+    """DuckDB's log beside the readers' copy, if somebody who writes left one: whoever opens the
+    copy reads what it says as well, also of another copy that was there before."""
+    log = settings.snapshot_path.with_name(f"{settings.snapshot_path.name}.wal")
+    return log if log.exists() else None
+
+
 def stage(settings: Settings, state: Path, copy: Path) -> None:
     """Prepare the readers' copy of a state that is about to be published."""
     clone(state, copy)
@@ -89,15 +96,22 @@ def serve(settings: Settings, copy: Path) -> None:
     """
     served, own = settings.snapshot_path, own_path(settings)
     if not copy.exists():
-        if _is_copy(served, own):
+        if _is_copy(served, own) and not readers_log(settings):
             return
         stage(settings, own, copy)
     times = own.stat()
     os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
     permissions.make_shared_folder(settings, served.parent)
     # A log that a writing reader left would be replayed into the new file, or forbid opening it.
-    served.with_name(f"{served.name}.wal").unlink(missing_ok=True)
+    # One who has the old file open can still make one: the next publish finds it.
+    _remove_log(settings)
     copy.replace(served)
+    _remove_log(settings)
+
+
+def _remove_log(settings: Settings) -> None:
+    if log := readers_log(settings):
+        log.unlink(missing_ok=True)
 
 
 def serve_again(settings: Settings) -> None:

@@ -14,8 +14,9 @@ FRESH = dg.AssetCheckKey(SNAPSHOT, "yesterday_is_published")
     asset=FRESH.asset_key,
     name=FRESH.name,
     description=(
-        f"What readers see includes yesterday in USAGE_TIMEZONE, from {DUE:%H:%M} on. Judged "
-        "again every few minutes by the sensor published_is_fresh, whether runs happen or not."
+        f"What readers see includes yesterday in USAGE_TIMEZONE, from {DUE:%H:%M} on, and all days "
+        "before it from USAGE_START_DATE on. Judged again every few minutes by the sensor "
+        "published_is_fresh, whether runs happen or not."
     ),
 )
 def yesterday_is_published(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:

@@ -1,14 +1,12 @@
 """What follows a run: months follow days, exports follow a month that is over."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 import dagster as dg
 
-from usage_pipeline.days import next_month
 from usage_pipeline.orchestration.internals.job_type import AssetJob
 from usage_pipeline.orchestration.jobs import MONTHLY, NIGHTLY
-from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_TAG, USAGE_DAILY
+from usage_pipeline.orchestration.names import CHAINED_TAG, USAGE_DAILY
 from usage_pipeline.orchestration.partitions import days_of_run, month_tags
 from usage_pipeline.serving import exports
 from usage_pipeline.settings import Settings
@@ -52,25 +50,18 @@ def month_closed(settings: Settings, job: AssetJob) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=10,
         description=(
-            "When the last day of a month is published, writes the month's CSV exports; when other "
-            "days of a month that was exported before are published again, refreshes them."
+            "When something was published, writes the CSV exports of each month that is over, is "
+            "published whole, and was not exported as it is now: new, changed since, or its run "
+            "failed. Exports of a month that is not over are refreshed likewise."
         ),
     )
     def month_closed(
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        if run.job_name != MONTHLY or DAYS_TAG not in run.tags:
-            yield dg.SkipReason(f"run {run.run_id} published no days that a sensor chained")
-            return
-        days = {day for each in days_of_run(run.tags) for day in each.days()}
-        due = [
-            month
-            for month in sorted({day.replace(day=1) for day in days})
-            if next_month(month) - timedelta(days=1) in days or exports.is_exported(settings, month)
-        ]
+        due = exports.due_months(settings) if run.job_name == MONTHLY else []
         if not due:
-            yield dg.SkipReason(f"run {run.run_id} closed no month and changed no exported one")
+            yield dg.SkipReason(f"after run {run.run_id} no month has to be exported")
         for month in due:
             yield dg.RunRequest(
                 run_key=f"{run.run_id} {month:%Y-%m}", partition_key=month.isoformat()
