@@ -1,4 +1,5 @@
 {{ config(event_time='usage_date', tags=['daily']) }}
+-- depends_on: {{ ref('usage_replaced_partials') }}, which keeps what is replaced
 {% set events = ref('stg_usage_events') %}
 
 {% for meter in own_pass_meters() %}
