@@ -166,7 +166,8 @@ class Transformer:
         return {node.unique_id for node in nodes if node.resource_type == "test"}
 
     def usage_daily_models(self) -> dict[str, str]:
-        """`usage_daily` and the models it is made of as SQL, in the order in which they build.
+        """`usage_daily` and the models it is made of, each as the statement that creates it in a
+        database `warehouse`, in the order in which they build.
 
         For all of time, with `LANDED_FILES` where the landed files go. Kept beside the manifest:
         compiling takes a second.
@@ -179,7 +180,8 @@ class Transformer:
                 return cast("dict[str, str]", kept["models"])
         # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
         selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
-        arguments = ["compile", "--select", *selected, "--no-populate-cache"]
+        # As on an empty warehouse, so that none of them asks what an earlier build left there.
+        arguments = ["compile", "--select", *selected, "--no-populate-cache", "--full-refresh"]
         with self.timings.stage(DBT):
             results = self._dbt(arguments).results
         nodes = {result.node.unique_id: result.node for result in results}
@@ -188,7 +190,9 @@ class Transformer:
             parents = nodes[unique_id].depends_on.nodes
             wanted += [parent for parent in parents if parent in nodes and parent not in wanted]
         models = {
-            node.name: node.compiled_code.replace(self._all_landed_files, LANDED_FILES)
+            node.name: f"create {'view' if node.config.materialized == 'view' else 'table'}"
+            f" warehouse.main.{node.name} as "
+            + node.compiled_code.replace(self._all_landed_files, LANDED_FILES)
             for unique_id, node in nodes.items()
             if unique_id in wanted
         }
