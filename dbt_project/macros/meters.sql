@@ -7,7 +7,7 @@
   {{ return(var('meters') | selectattr('aggregation', 'equalto', aggregation) | list if aggregation else var('meters')) }}
 {%- endmacro %}
 
-{# Meters that the partials by event type already answer: no second look at the events. #}
+{# Meters that usage_event_partials_daily answers: no second look at the events. #}
 {% macro plain_meters() -%}
   {%- set found = [] -%}
   {%- for meter in var('meters') -%}
@@ -36,6 +36,16 @@
 {# Whether totals of the metric add up across days, users and organisations. #}
 {% macro is_additive(column='metric_type') -%}
   ({{ metric_in('sum', column) }} or {{ metric_in('count', column) }})
+{%- endmacro %}
+
+{# Whether totals over a longer time give those over a shorter one by subtraction. #}
+{% macro is_subtractable(column='metric_type') -%}
+  ({{ is_additive(column) }} or {{ metric_in('avg', column) }})
+{%- endmacro %}
+
+{# The meters of which that is not true. #}
+{% macro other_meters() -%}
+  {{ return(meters() | rejectattr('aggregation', 'in', ['sum', 'count', 'avg']) | list) }}
 {%- endmacro %}
 
 {# The valid events that a meter sees, with value_text and value; value is null where it is invalid. #}
@@ -79,7 +89,45 @@
 {%- endmacro %}
 
 {#
-  Totals of partials at a coarser grain; the one place where an aggregation is defined.
+  What a meter's aggregation makes of merged partials; the one place where an aggregation is defined.
+
+  metric_type, event_count, total: columns or expressions, the last one being the sum in one number
+  least, greatest, latest, distinct_count: the same; not needed where no metric asks for them
+#}
+{% macro meter_total(
+    metric_type, event_count, total, least=none, greatest=none, latest=none, distinct_count=none
+) -%}
+  cast(
+    case
+      when {{ metric_in('count', metric_type) }} then {{ event_count }}
+      {% if meters('avg') %}
+        when {{ metric_in('avg', metric_type) }} then {{ exact_average(total, event_count) }}
+      {% endif %}
+      {%- for aggregation, part in [
+          ('min', least), ('max', greatest), ('latest', latest), ('unique_count', distinct_count)
+      ] if part and meters(aggregation) %}
+        when {{ metric_in(aggregation, metric_type) }} then {{ part }}
+      {% endfor %}
+      else {{ total }}
+    end as decimal(38, 9)
+  )
+{%- endmacro %}
+
+{# The total of one row of partials, which holds all parts itself. #}
+{% macro total_of_partials() -%}
+  {{ meter_total(
+      'metric_type',
+      'event_count',
+      total_of_parts('sum_quantity', 'sum_great'),
+      'min_quantity',
+      'max_quantity',
+      'latest_quantity',
+      'distinct_count'
+  ) }}
+{%- endmacro %}
+
+{#
+  Totals of partials at a coarser grain.
 
   partials, distinct_values: relations or CTEs with the columns of usage_partials_daily and
     usage_values_daily, already limited to what is to be merged
@@ -91,22 +139,15 @@
   {%- set keys = grain + ['metric_type'] -%}
   select
     {% for key in keys %} merged.{{ key }}, {% endfor %}
-    cast(
-      case
-        when {{ metric_in('count', 'merged.metric_type') }} then merged.event_count
-        {% if meters('min') %} when {{ metric_in('min', 'merged.metric_type') }} then merged.min_quantity {% endif %}
-        {% if meters('max') %} when {{ metric_in('max', 'merged.metric_type') }} then merged.max_quantity {% endif %}
-        {% if meters('avg') %}
-          when {{ metric_in('avg', 'merged.metric_type') }}
-            then {{ exact_average('merged.sum_quantity', 'merged.event_count') }}
-        {% endif %}
-        {% if meters('latest') %} when {{ metric_in('latest', 'merged.metric_type') }} then newest.latest_quantity {% endif %}
-        {% if meters('unique_count') %}
-          when {{ metric_in('unique_count', 'merged.metric_type') }} then counted.distinct_count
-        {% endif %}
-        else merged.sum_quantity
-      end as decimal(38, 9)
-    ) as total_quantity,
+    {{ meter_total(
+        'merged.metric_type',
+        'merged.event_count',
+        'merged.sum_quantity',
+        'merged.min_quantity',
+        'merged.max_quantity',
+        'newest.latest_quantity',
+        'counted.distinct_count'
+    ) }} as total_quantity,
     cast(merged.event_count as bigint) as event_count,
     merged.first_event_at,
     merged.last_event_at,
@@ -149,7 +190,8 @@
 
   partials: relation or CTE with the columns of usage_partials_daily, already limited
   grain: columns of it, metric_type among them
-  Gives: grain, cells (partials merged) and the other columns of usage_partials_daily
+  Gives: grain, cells (partials merged) and the other columns of usage_partials_daily, but for
+    distinct_count, which does not merge
 #}
 {% macro merged_partials(partials, grain) -%}
   select
@@ -216,7 +258,7 @@
   {%- endif -%}
 {%- endmacro %}
 
-{# No rows, in the columns of usage_partials_daily. #}
+{# No rows, in the columns of usage_meter_partials_daily. #}
 {% macro empty_partials() -%}
   (
     select
@@ -231,6 +273,7 @@
       cast(null as decimal(38, 9)) as max_quantity,
       cast(null as decimal(38, 9)) as latest_quantity,
       cast(null as {{ text_type() }}) as latest_event_id,
+      cast(null as bigint) as distinct_count,
       cast(null as {{ instant_type() }}) as first_event_at,
       cast(null as {{ instant_type() }}) as last_event_at
   ) as nothing

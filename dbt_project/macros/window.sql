@@ -1,6 +1,6 @@
 {#
   The window of days a run (re)builds, from --event-time-start/--event-time-end, and the
-  incremental strategy that replaces exactly that window. Without them (unit tests, a bare
+  materialization that replaces exactly that window. Without them (unit tests, a bare
   compile) the window is all of time. They are arguments of the invocation: dbt's `flags` in Jinja
   is a fixed selection that does not hold them. `dbt test` has no such arguments: there the
   variables window_start and window_end say what is tested.
@@ -39,16 +39,28 @@
 {%- endmacro %}
 
 {#
-  Replaces whole days (or months): a key that disappeared from the source disappears here, which a
-  merge by key would not do. One statement a range, where microbatch runs one a day.
+  A table of which each run replaces the window, whole days or months: a key that disappeared from
+  the source disappears here, which a merge by key would not do. dbt's own materialization writes
+  the rows twice, to a temporary table first, so that columns can be compared; here they cannot
+  differ, because other models mean another warehouse.
 #}
-{% macro get_incremental_replace_days_sql(arg_dict) %}
-  {%- set columns = arg_dict['dest_columns'] | map(attribute='quoted') | join(', ') -%}
-  {%- set reach = config.get('meta', {}).get('reach', 'day') -%}
-  delete from {{ arg_dict['target_relation'] }} where {{ in_window(config.get('event_time'), reach) }};
-  insert into {{ arg_dict['target_relation'] }} ({{ columns }})
-  select {{ columns }} from {{ arg_dict['temp_relation'] }}
-{% endmacro %}
+{% materialization windowed, default %}
+  {%- set target = this.incorporate(type='table') -%}
+  {{ run_hooks(pre_hooks) }}
+  {% call statement('main') -%}
+    {%- if load_cached_relation(this) -%}
+      {%- set columns = model['columns'] | join(', ') -%}
+      {%- set reach = config.get('meta', {}).get('reach', 'day') -%}
+      delete from {{ target }} where {{ in_window(config.get('event_time'), reach) }};
+      insert into {{ target }} ({{ columns }})
+      select {{ columns }} from ({{ compiled_code }}) as rebuilt
+    {%- else -%} {{ create_table_as(false, target, compiled_code) }}
+    {%- endif -%}
+  {%- endcall %}
+  {{ run_hooks(post_hooks) }}
+  {% do adapter.commit() %}
+  {{ return({'relations': [target]}) }}
+{% endmaterialization %}
 
 {#
   Data tests look at the window only, so that a night's audit does not grow with history: their
@@ -68,3 +80,36 @@
 
 {# USAGE_START_DATE, the first daily partition. #}
 {% macro first_day() -%} cast('{{ var('start_date') }}' as date) {%- endmacro %}
+
+{#
+  Ages of days, as the number of days up to which they reach: a day is of age 14 when it is one of
+  the last 14 but not of the last 7. Each trailing window is made of whole ages.
+#}
+{% macro ages() -%} {{ return([7, 14, 30, 60, 365, 730]) }} {%- endmacro %}
+
+{% macro age_of(day, as_of_date) -%}
+  case
+    when {{ day }} > {{ as_of_date }} then null
+    {%- for age in ages() %}
+    when {{ day }} > {{ add_days(as_of_date, -age) }} then {{ age }}
+    {%- endfor %}
+  end
+{%- endmacro %}
+
+{# A part of usage_trailing_partials summed up over ages; null where no great value is in any. #}
+{% macro sum_of_ages(part, ages) -%}
+  {%- set columns = [] -%}
+  {%- for age in ages -%} {%- do columns.append(part ~ '_' ~ age) -%} {%- endfor -%}
+  {%- if part != 'sum_great' or columns | length == 1 -%} {{ columns | join(' + ') }}
+  {%- else -%}
+    case
+      when coalesce({{ columns | join(', ') }}) is not null
+        then coalesce({{ columns | join(', 0) + coalesce(') }}, 0)
+    end
+  {%- endif -%}
+{%- endmacro %}
+
+{# What a model built before, whatever depends on it; none where there is no such table or view. #}
+{% macro known_relation(name) -%}
+  {{ return(load_cached_relation(this.incorporate(path={'identifier': name})) if this else none) }}
+{%- endmacro %}

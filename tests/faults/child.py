@@ -161,11 +161,17 @@ KILLS: dict[str, Harm] = {
     "after landing is noted": At(PendingDays, "landed", _any_day),
     "before the build begins": _before(PendingDays, "begin"),
     "after the build began": At(PendingDays, "begin"),
-    "before any daily model": _before(ModelRunner, "execute", _model("usage_event_partials_daily")),
+    "before any daily model": _before(ModelRunner, "execute", _model("usage_replaced_partials")),
+    "before kept cells are replaced": _before(
+        ModelRunner, "execute", _model("usage_event_partials_daily")
+    ),
     "between two daily models": At(ModelRunner, "execute", _model("usage_daily")),
     "before the build is finished": _before(PendingDays, "finish"),
     "after the build is finished": At(PendingDays, "finish"),
     "between two monthly models": At(ModelRunner, "execute", _model("usage_partials_monthly")),
+    "before running sums are summaries": At(
+        ModelRunner, "execute", _model("usage_trailing_partials")
+    ),
     "before the audit": _before(Transformer, "test"),
     "after the audit": At(Transformer, "test"),
     "before Postgres commits": _around_commit(_die, before=True),

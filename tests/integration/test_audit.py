@@ -56,7 +56,10 @@ def warehouse(settings: Settings, statement: str) -> None:
 def test_a_failing_test_keeps_no_other_from_its_result(settings: Settings) -> None:
     """The first of both used to skip 34 tests, and those counted as passed."""
     rollup = build(settings, day("2024-03-30"))
-    warehouse(settings, "insert into usage_daily select * from usage_daily")
+    warehouse(
+        settings,
+        "insert into usage_event_partials_daily select * from usage_event_partials_daily",
+    )
     warehouse(settings, "update org_usage_daily set total_quantity = total_quantity + 1")
     warehouse(settings, "update user_retention_monthly set retained_users = 2, cohort_users = 1")
     results = {result.name: result.status for result in rollup.audit()}
@@ -77,6 +80,10 @@ def test_a_failing_test_keeps_no_other_from_its_result(settings: Settings) -> No
     roll_up(settings, day("2024-03-30"))  # and is good again
 
 
+# The tables that usage_daily and usage_monthly are views of.
+DAYS, MONTHS = "usage_event_partials_daily", "usage_partials_monthly"
+
+
 @pytest.fixture(scope="module")
 def checks(settings: Settings) -> dict[str, str]:
     """The tests of the audit as the SQL that dbt ran; each selects what it objects to."""
@@ -88,39 +95,19 @@ def checks(settings: Settings) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("check", "table", "parts", "column"),
     [
-        ("organisations_equal_users_daily", "org_usage_daily", "usage_daily", "event_count"),
-        ("organisations_equal_users_daily", "org_usage_daily", "usage_daily", "total_quantity"),
-        ("organisations_equal_users_monthly", "org_usage_monthly", "usage_monthly", "event_count"),
-        (
-            "organisations_equal_users_monthly",
-            "org_usage_monthly",
-            "usage_monthly",
-            "total_quantity",
-        ),
-        ("platform_equals_users_daily", "platform_usage_daily", "usage_daily", "event_count"),
-        ("platform_equals_users_daily", "platform_usage_daily", "usage_daily", "total_quantity"),
-        ("platform_equals_users_monthly", "platform_usage_monthly", "usage_monthly", "event_count"),
-        (
-            "platform_equals_users_monthly",
-            "platform_usage_monthly",
-            "usage_monthly",
-            "total_quantity",
-        ),
-        ("months_equal_their_days", "usage_monthly", "usage_daily", "event_count"),
-        ("months_equal_their_days", "usage_monthly", "usage_daily", "active_days"),
-        ("months_equal_their_days", "usage_monthly", "usage_daily", "total_quantity"),
-        (
-            "platform_metrics_daily_equal_events",
-            "platform_metrics_daily",
-            "usage_event_partials_daily",
-            "event_count",
-        ),
-        (
-            "platform_metrics_monthly_equal_events",
-            "platform_metrics_monthly",
-            "usage_event_partials_daily",
-            "event_count",
-        ),
+        ("organisations_equal_users_daily", "org_usage_daily", DAYS, "event_count"),
+        ("organisations_equal_users_daily", "org_usage_daily", DAYS, "total_quantity"),
+        ("organisations_equal_users_monthly", "org_usage_monthly", MONTHS, "event_count"),
+        ("organisations_equal_users_monthly", "org_usage_monthly", MONTHS, "total_quantity"),
+        ("platform_equals_users_daily", "platform_usage_daily", DAYS, "event_count"),
+        ("platform_equals_users_daily", "platform_usage_daily", DAYS, "total_quantity"),
+        ("platform_equals_users_monthly", "platform_usage_monthly", MONTHS, "event_count"),
+        ("platform_equals_users_monthly", "platform_usage_monthly", MONTHS, "total_quantity"),
+        ("months_equal_their_days", MONTHS, DAYS, "event_count"),
+        ("months_equal_their_days", MONTHS, DAYS, "active_days"),
+        ("months_equal_their_days", MONTHS, DAYS, "sum_quantity"),
+        ("platform_metrics_daily_equal_events", "platform_metrics_daily", DAYS, "event_count"),
+        ("platform_metrics_monthly_equal_events", "platform_metrics_monthly", DAYS, "event_count"),
         (
             "subscriptions_equal_their_plans",
             "platform_metrics_daily",
@@ -191,14 +178,14 @@ def test_a_test_without_result_shuts_the_gate(settings: Settings) -> None:
     ("file", "old", "new", "changes"),
     [
         ("models/usage/usage_daily.yml", "description:", "description: More prose.", False),
-        ("models/usage/usage_daily.sql", "with partials", "-- a comment\nwith  partials", False),
+        ("models/usage/usage_daily.sql", "from {{", "-- a comment\nfrom  {{", False),
         ("macros/engine.sql", "{#", "{# more prose", False),
-        ("models/usage/usage_daily.sql", "with partials", "with /* why */ partials", False),
+        ("models/usage/usage_daily.sql", "from {{", "from /* why */ {{", False),
         ("models/usage/usage_daily.sql", "    event_count,", "    event_count + 1,", True),
         ("models/usage/usage_monthly.sql", "'month'", "'day'", True),
         ("macros/engine.sql", "decimal(38, 9)", "decimal(38, 8)", True),
         ("models/usage/usage_daily.yml", "decimal(38, 9)", "decimal(38, 8)", True),
-        ("dbt_project.yml", "replace_days", "append", True),
+        ("dbt_project.yml", "windowed", "table", True),
     ],
 )
 def test_only_what_can_change_a_number_changes_the_version(

@@ -6,11 +6,12 @@ import inspect
 from dataclasses import fields
 
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+from dbt.adapters.duckdb.utils import SourceConfig
 from dbt.artifacts.schemas.results import TimingInfo
 from dbt.artifacts.schemas.run import RunResult
 from dbt.cli.main import dbtRunner
 from dbt.contracts.graph.manifest import Manifest
-from dbt.contracts.graph.nodes import ModelNode
+from dbt.contracts.graph.nodes import ModelNode, SourceDefinition
 
 
 def test_a_manifest_is_handed_on_from_command_to_command() -> None:
@@ -21,6 +22,12 @@ def test_a_manifest_is_handed_on_from_command_to_command() -> None:
 def test_what_an_invocation_compiled_is_taken_back_out_of_the_manifest() -> None:
     names = {field.name for field in fields(ModelNode)}
     assert {"compiled", "compiled_code", "extra_ctes", "extra_ctes_injected"} <= names
+
+
+def test_where_a_source_is_can_be_said_after_the_parse() -> None:
+    """dbt-duckdb reads `meta`; what was parsed stays in the configuration."""
+    assert "source.meta" in inspect.getsource(SourceConfig.create_from_source)
+    assert {"meta", "config"} <= {field.name for field in fields(SourceDefinition)}
 
 
 def test_all_connections_are_closed_at_once() -> None:

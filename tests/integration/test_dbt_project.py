@@ -120,14 +120,19 @@ def test_every_dbt_unit_test_passes(dbt: Dbt) -> None:
 
 def test_a_run_replaces_its_window_and_nothing_else(dbt: Dbt, settings: Settings) -> None:
     window = ("--event-time-start", "2024-02-29", "--event-time-end", "2024-03-01")
-    dbt("run", "--select", "usage_daily", "usage_monthly", *window)
-    compiled = settings.dbt_target_dir / "run" / "usage_pipeline" / "models" / "usage"
-    daily = (compiled / "usage_daily.sql").read_text()
-    assert "usage_date >= cast('2024-02-29' as date)" in daily
-    assert "usage_date < cast('2024-03-01' as date)" in daily
-    monthly = (compiled / "usage_monthly.sql").read_text()
-    assert "month >= cast('2024-02-01' as date)" in monthly
-    assert "month < cast('2024-03-01' as date)" in monthly
+    models = ("usage_event_partials_daily", "usage_partials_monthly", "platform_activity_daily")
+    dbt("run", "--select", *models, *window)
+    compiled = settings.dbt_target_dir / "run" / "usage_pipeline" / "models"
+    for path, column, start, end in (
+        ("usage/usage_event_partials_daily.sql", "usage_date", "2024-02-29", "2024-03-01"),
+        ("usage/usage_partials_monthly.sql", "month", "2024-02-01", "2024-03-01"),
+        # whose trailing 30 days hold the day
+        ("platform/platform_activity_daily.sql", "metric_date", "2024-02-29", "2024-03-30"),
+    ):
+        delete, insert = (compiled / path).read_text().split(";")
+        in_window = f"{column} >= cast('{start}' as date) and {column} < cast('{end}' as date)"
+        assert delete.split("where")[1].strip() == in_window
+        assert insert.split()[:2] == ["insert", "into"]
 
 
 def test_the_docs_build_and_describe_every_column(dbt: Dbt, settings: Settings) -> None:

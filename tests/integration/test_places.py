@@ -273,7 +273,7 @@ def test_what_all_places_agree_on_is_not_repaired(world: World) -> None:
 def test_no_repair_from_a_warehouse_that_is_not_what_is_published(world: World) -> None:
     settings = world.settings
     with duckdb.connect(str(settings.warehouse_path)) as db:
-        db.execute("update usage_daily set total_quantity = total_quantity + 1")
+        db.execute("update usage_event_partials_daily set sum_quantity = sum_quantity + 1")
     with pytest.raises(UsagePipelineError, match="not what is landed"):
         world.repair()
     world.tamper("postgres", "usage_monthly")

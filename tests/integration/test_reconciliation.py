@@ -170,8 +170,9 @@ def test_a_rollup_unlike_its_landing_is_not_published(world: World) -> None:
     with duckdb.connect(str(world.settings.warehouse_path)) as db:
         # The same sum, for other users: only the cells tell.
         db.execute(
-            f"update usage_daily set user_id = if(user_id = '{ADA}', '{BOB}', '{ADA}')::uuid"
-            " where metric_type = 'api_call'"
+            "update usage_event_partials_daily"
+            f" set user_id = if(user_id = '{ADA}', '{BOB}', '{ADA}')::uuid"
+            " where event_type = 'api_call'"
         )
     failed = {result.name: result for result in blocking_failures(rollup.audit())}
     assert failed[ROLLUP_EQUALS_LANDING].message == f"{world.day} api_call"

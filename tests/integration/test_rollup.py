@@ -230,8 +230,8 @@ def test_a_failing_check_publishes_nothing_and_the_next_good_run_repairs(
     rollup = build(settings, day("2024-03-31"))
     with duckdb.connect(str(settings.warehouse_path)) as db:
         db.execute(
-            "update usage_daily set total_quantity = total_quantity + 1"
-            " where usage_date = '2024-03-31' and metric_type = 'api_call'"
+            "update usage_event_partials_daily set sum_quantity = sum_quantity + 1"
+            " where usage_date = '2024-03-31' and event_type = 'api_call'"
         )
     failed = {result.name for result in blocking_failures(rollup.audit())}
     assert {
@@ -239,7 +239,7 @@ def test_a_failing_check_publishes_nothing_and_the_next_good_run_repairs(
         "organisations_equal_users_daily",
         "platform_equals_users_daily",
     } <= failed
-    with pytest.raises(UsagePipelineError, match=r"Blocking checks failed: .*months_equal"):
+    with pytest.raises(UsagePipelineError, match=r"Blocking checks failed: .*organisations_equal"):
         rollup.publish("tampered")
     assert settings.snapshot_path.stat().st_ino == inode
     assert snapshot_tables(settings) == before
@@ -258,6 +258,26 @@ def test_a_deleted_warehouse_is_rebuilt_from_landing(
     roll_up(settings, day("2024-04-01"))
     assert landed_manifests(settings)[date(2024, 3, 30)].extracted_at == extracted
     assert snapshot_tables(settings) == before
+
+
+@pytest.mark.parametrize(
+    ("view", "table", "condition"),
+    [
+        ("usage_daily", "usage_event_partials_daily", "usage_date = '2024-03-31'"),
+        ("usage_monthly", "usage_partials_monthly", "month = '2024-03-01'"),
+    ],
+)
+def test_who_asks_a_view_for_a_day_does_not_read_its_history(
+    settings: Settings, view: str, table: str, condition: str
+) -> None:
+    with duckdb.connect(str(settings.warehouse_path)) as db:
+        asked = f"explain (format json) select sum(total_quantity) from {view} where {condition}"
+        nodes = json.loads(db.execute(asked).fetchall()[0][1])
+    scans = {}
+    for node in nodes:  # grows while its children are found
+        nodes += node["children"]
+        scans[str(node["extra_info"].get("Table")).rpartition(".")[2]] = node["extra_info"]
+    assert condition.split("'")[1] in str(scans[table]["Filters"])
 
 
 def test_each_pass_of_a_rollup_sees_its_own_window(new_database: Any, make_settings: Any) -> None:

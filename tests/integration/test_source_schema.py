@@ -122,17 +122,13 @@ def test_new_columns_labels_and_types_are_listed_once_and_keep_running(
     source.execute("alter type event_kind add value 'fax_sent'")
     add_event(source, 3, "api_call", "0.000000001")
     add_event(source, 4, "storage_used", "4")
-    add_event(source, 5, "fax_sent", "8")
-    add_event(source, 6, "fax_sent", "0.50000000000012")
+    add_event(source, 5, "fax_sent", "8.50000000000012")
     roll_up(settings, day(DAY))
     assert totals(settings) == [(Decimal("7.250000001"), 4)]
     assert_published_alike(settings, source.url)
     assert snapshot_query(
-        settings, "select event_type, reason, quantity from invalid_usage_events order by event_id"
-    ) == [
-        ("fax_sent", "event_type is not known", "8"),
-        ("fax_sent", "event_type is not known", "0.50000000000012"),  # as it was, not as it counts
-    ]
+        settings, "select event_type, reason, quantity from invalid_usage_events"
+    ) == [("fax_sent", "event_type is not known", "8.50000000000012")]  # as it was, not rounded
     assert snapshot_query(
         settings,
         "select plan, active_subscriptions from subscriptions_by_plan_daily"

@@ -89,7 +89,7 @@ def reconcile(
     All days are read from one snapshot of the source, each by one index range scan.
 
     Args:
-        models: `usage_daily` and what it is made of as SQL, see `Transformer.usage_daily_models`.
+        models: `usage_daily` and what it is made of, see `Transformer.usage_daily_models`.
         meters: as loaded; they say which metric an event type belongs to.
         progress: called with each day that was read.
 
@@ -155,10 +155,11 @@ def compare_built(
     lines = []
     for batch in _batches(settings, ranges):
         with open_duckdb(settings, ":memory:") as db:
-            db.execute(f"attach '{quoted(settings.warehouse_path)}' as built (read_only)")
             _evaluate(db, models, _files(settings.events_dir, batch), "landed")
+            # Under its own name, which its views hold, and only now, since the other had it too.
+            db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
             db.execute(
-                f"create view published as select {_CELL} from built.usage_daily"
+                f"create view published as select {_CELL} from warehouse.main.usage_daily"
                 f" where usage_date in ({_dates(batch)})"
             )
             differing = _cells_that_differ(db, "landed", "published")
@@ -228,12 +229,8 @@ def _evaluate(
         db.execute(f"create table {target} as select {_CELL} from {_NO_CELLS}")
         return
     db.execute("attach ':memory:' as warehouse")
-    for name, statement in models.items():
-        kind = "view" if name == "stg_usage_events" else "table"
-        db.execute(
-            f"create {kind} warehouse.main.{name} as "
-            + statement.replace(LANDED_FILES, _listed(files))
-        )
+    for statement in models.values():
+        db.execute(statement.replace(LANDED_FILES, _listed(files)))
     db.execute(f"create table {target} as select {_CELL} from warehouse.main.usage_daily")
     db.execute("detach warehouse")
 

@@ -37,6 +37,17 @@ if TYPE_CHECKING:
 
 DBT = "dbt's start and end"  # the stage around its models and tests
 
+# What a parse puts in the place of this home's: paths are not known before a model is compiled, so
+# a process parses once for all homes. The warehouse's name is that of its database.
+_NOWHERE = {
+    "USAGE_DBT_WAREHOUSE": "warehouse.duckdb",
+    "USAGE_DBT_LANDING": "<landing>",
+    "USAGE_DBT_LANDED_EVENTS": "<landed events>",
+    "USAGE_DBT_SNAPSHOT": "published.duckdb",
+}
+_PARSED: dict[str, Manifest] = {}  # by what was parsed
+_PARSES_KEPT = 3
+
 # Stands in the SQL of `usage_daily_models` for the list of landed files.
 LANDED_FILES = "'landed files'"
 
@@ -81,7 +92,6 @@ class Transformer:
         self.settings = settings
         self.timings = Timings()
         self.meters = load_meters(settings)
-        self._manifest: Manifest | None = None
 
     @property
     def needs_event_data(self) -> bool:
@@ -107,7 +117,7 @@ class Transformer:
         """dbt's manifest.json, made by a parse when absent or older than project and meters."""
         path = self.settings.dbt_target_dir / "manifest.json"
         stamp = self.settings.dbt_target_dir / "parsed_version"
-        current = self._stamp
+        current = self._parsed_version
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
             # By rename: a kill must not leave half a manifest, nor another process read it.
             with scratch(self.settings) as work:
@@ -156,7 +166,8 @@ class Transformer:
         return {node.unique_id for node in nodes if node.resource_type == "test"}
 
     def usage_daily_models(self) -> dict[str, str]:
-        """`usage_daily` and the models it is made of as SQL, in the order in which they build.
+        """`usage_daily` and the models it is made of, each as the statement that creates it in a
+        database `warehouse`, in the order in which they build.
 
         For all of time, with `LANDED_FILES` where the landed files go. Kept beside the manifest:
         compiling takes a second.
@@ -169,7 +180,8 @@ class Transformer:
                 return cast("dict[str, str]", kept["models"])
         # No selector may hold a model's name: dbt prints the SQL of models it is asked for by name.
         selected = [f"tag:{tag},resource_type:model" for tag in ("staging", "daily")]
-        arguments = ["compile", "--select", *selected, "--no-populate-cache"]
+        # As on an empty warehouse, so that none of them asks what an earlier build left there.
+        arguments = ["compile", "--select", *selected, "--no-populate-cache", "--full-refresh"]
         with self.timings.stage(DBT):
             results = self._dbt(arguments).results
         nodes = {result.node.unique_id: result.node for result in results}
@@ -178,7 +190,9 @@ class Transformer:
             parents = nodes[unique_id].depends_on.nodes
             wanted += [parent for parent in parents if parent in nodes and parent not in wanted]
         models = {
-            node.name: node.compiled_code.replace(self._all_landed_files, LANDED_FILES)
+            node.name: f"create {'view' if node.config.materialized == 'view' else 'table'}"
+            f" warehouse.main.{node.name} as "
+            + node.compiled_code.replace(self._all_landed_files, LANDED_FILES)
             for unique_id, node in nodes.items()
             if unique_id in wanted
         }
@@ -186,17 +200,18 @@ class Transformer:
         return models
 
     @cached_property
+    def _parsed_version(self) -> str:
+        """Identifies what dbt parses."""
+        return f"{self.version} {_project_hash()}"
+
+    @cached_property
     def _stamp(self) -> str:
-        """Identifies what dbt parses and renders: its SQL holds what it reads, and where."""
-        return f"{self.version} {_project_hash()} {landed_events(self._all_landed_files)}"
+        """Identifies what dbt renders: its SQL holds what it reads, and where."""
+        return f"{self._parsed_version} {landed_events(self._all_landed_files)}"
 
     @property
     def _all_landed_files(self) -> str:
         return f"'{self.settings.events_dir}/*/part-*.parquet'"
-
-    def _parse(self) -> None:
-        with self.timings.stage(DBT):
-            self._dbt(["parse"])
 
     def _invoke(
         self, *arguments: str, variables: Mapping[str, str] | None = None
@@ -222,11 +237,14 @@ class Transformer:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
         from dbt.cli.main import dbtRunner
 
-        self._set_environment()
         interrupts.quiet_tracker()
-        parsing = arguments == ["parse"]
-        runner = dbtRunner(manifest=None if parsing else _as_parsed(self._loaded_manifest()))
-        outcome = runner.invoke(
+        manifest = None
+        if arguments == ["parse"]:
+            os.environ.update(_NOWHERE)
+        else:
+            manifest = self._bound(self._loaded_manifest())
+        self.settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
+        outcome = dbtRunner(manifest=manifest).invoke(
             [
                 "--log-level",  # its words are in the results; a failure is told once, by us
                 "none",
@@ -253,8 +271,6 @@ class Transformer:
         if outcome.exception:
             failure = self._failure(f"dbt {arguments[0]} failed", str(outcome.exception))
             raise failure from outcome.exception
-        if parsing:
-            self._manifest = cast("Manifest", outcome.result)
         return outcome.result
 
     def _failure(self, what: str, words: str) -> UsagePipelineError:
@@ -269,31 +285,39 @@ class Transformer:
         }
 
     def _loaded_manifest(self) -> Manifest:
-        if self._manifest is None:
-            self._parse()  # quick: dbt reuses its partial parse when nothing changed
-        assert self._manifest is not None
-        return self._manifest
+        if self._parsed_version not in _PARSED:
+            with self.timings.stage(DBT):
+                # quick in a home where nothing changed: dbt reuses its partial parse
+                _PARSED[self._parsed_version] = cast("Manifest", self._dbt(["parse"]))
+            if len(_PARSED) > _PARSES_KEPT:
+                del _PARSED[next(iter(_PARSED))]
+        return _PARSED[self._parsed_version]
 
-    def _set_environment(self) -> None:
-        """profiles.yml and sources.yml take their paths from the environment."""
+    def _bound(self, manifest: Manifest) -> Manifest:
+        """The manifest as parsed, with this home's places.
+
+        What an invocation before compiled into it is taken out, since dbt takes that for its own:
+        ephemeral models would keep the first window, or be missing.
+        """
         settings = self.settings
-        settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
-        os.environ.update(
-            USAGE_DBT_WAREHOUSE=str(settings.warehouse_path),
-            USAGE_DBT_LANDING=str(settings.landing_dir),
-            USAGE_DBT_LANDED_EVENTS=landed_events(self._all_landed_files),
-            USAGE_DBT_SNAPSHOT=str(settings.published_path),
-        )
+        here = {
+            "USAGE_DBT_WAREHOUSE": str(settings.warehouse_path),
+            "USAGE_DBT_LANDING": str(settings.landing_dir),
+            "USAGE_DBT_LANDED_EVENTS": landed_events(self._all_landed_files),
+            "USAGE_DBT_SNAPSHOT": str(settings.published_path),
+        }
+        os.environ.update(here)
 
+        def somewhere(text: str) -> str:
+            for name, nowhere in _NOWHERE.items():
+                text = text.replace(nowhere, here[name])
+            return text
 
-def _as_parsed(manifest: Manifest) -> Manifest:
-    """The manifest without what an invocation before compiled into it.
-
-    dbt takes that for its own: ephemeral models would keep the first window, or be missing.
-    """
-    for node in cast("Iterable[Any]", manifest.nodes.values()):
-        node.compiled, node.extra_ctes, node.extra_ctes_injected = False, [], False
-    return manifest
+        for node in cast("Iterable[Any]", manifest.nodes.values()):
+            node.compiled, node.extra_ctes, node.extra_ctes_injected = False, [], False
+        for source in cast("Iterable[Any]", manifest.sources.values()):
+            source.meta = {key: somewhere(text) for key, text in source.config.meta.items()}
+        return manifest
 
 
 def _project_files(*folders: str) -> list[Path]:

@@ -1,27 +1,12 @@
-{{ config(materialized='incremental', event_time='metric_date', tags=['daily'], meta={'reach': 'trailing'}) }}
+{{ config(materialized='windowed', event_time='metric_date', tags=['daily'], meta={'reach': 'trailing'}) }}
 
 -- A changed day changes the trailing counts of the 29 days after it, and those read the 29 days
 -- before them. Each user counts from an active day until the period has passed or the next active
 -- day takes over, so a running sum of arrivals and departures is an exact distinct count.
 
-with partials as (
-    select * from {{ ref('usage_event_partials_daily') }}
-    where
-        usage_date >= {{ add_days(window_start(), -29) }}
-        and usage_date < {{ window_end('trailing') }}
-),
-
-landed_days as (
+with landed_days as (
     select usage_date from {{ ref('stg_landed_days') }}
     where {{ in_window('usage_date', 'trailing') }}
-),
-
-active as (
-    select distinct
-        usage_date,
-        user_id
-    from partials
-    where user_id is not null
 ),
 
 days_of_users as (
@@ -29,7 +14,10 @@ days_of_users as (
         usage_date,
         user_id,
         lead(usage_date) over (partition by user_id order by usage_date) as next_active_date
-    from active
+    from {{ ref('active_users_daily') }}
+    where
+        usage_date >= {{ add_days(window_start(), -29) }}
+        and usage_date < {{ window_end('trailing') }}
 ),
 
 departures as (
@@ -93,7 +81,7 @@ totals_by_day as (
         usage_date,
         count(distinct org_id) as active_orgs,
         sum(event_count) as event_count
-    from partials
+    from {{ ref('usage_event_partials_daily') }}
     where {{ in_window('usage_date', 'trailing') }}
     group by usage_date
 )

@@ -1,19 +1,37 @@
-{{ config(materialized='incremental', event_time='month', tags=['monthly'], meta={'reach': 'month'}) }}
+{{ config(materialized='windowed', event_time='month', tags=['monthly'], meta={'reach': 'month'}) }}
 
-with partials as (
+with orgs as (
     select
         {{ month_of('usage_date') }} as month,
-        user_id,
         org_id,
-        event_count
+        sum(event_count) as event_count
     from {{ ref('usage_event_partials_daily') }}
     where {{ in_window('usage_date', 'month') }}
+    group by {{ month_of('usage_date') }}, org_id
+),
+
+totals as (
+    select
+        month,
+        count(org_id) as active_orgs,
+        cast(sum(event_count) as bigint) as event_count
+    from orgs
+    group by month
+),
+
+users as (
+    select
+        month,
+        count(*) as active_users
+    from {{ ref('active_users_monthly') }}
+    where {{ in_window('month', 'month') }}
+    group by month
 )
 
 select
-    month,
-    count(distinct user_id) as active_users,
-    count(distinct org_id) as active_orgs,
-    cast(sum(event_count) as bigint) as event_count
-from partials
-group by month
+    totals.month,
+    coalesce(users.active_users, 0) as active_users,
+    totals.active_orgs,
+    totals.event_count
+from totals
+left join users on totals.month = users.month

@@ -1,4 +1,4 @@
-{{ config(materialized='incremental', event_time='usage_date', tags=['daily']) }}
+{{ config(materialized='windowed', event_time='usage_date', tags=['daily']) }}
 
 with partials as (
     select * from {{ ref('usage_partials_daily') }} where {{ in_window('usage_date') }}

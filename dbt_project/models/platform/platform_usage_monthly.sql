@@ -1,4 +1,4 @@
-{{ config(materialized='incremental', event_time='month', tags=['monthly'], meta={'reach': 'month'}) }}
+{{ config(materialized='windowed', event_time='month', tags=['monthly'], meta={'reach': 'month'}) }}
 
 with partials as (
     select * from {{ ref('usage_partials_monthly') }} where {{ in_window('month', 'month') }}

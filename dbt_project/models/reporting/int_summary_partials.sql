@@ -48,7 +48,7 @@ partials_of_days as (
         partials.last_event_at
     from {{ ref('usage_partials_daily') }} as partials
     inner join edge_days on partials.usage_date = edge_days.usage_date
-    where edge_days.stretch = '{{ stretch }}'
+    where edge_days.stretch = '{{ stretch }}' and not {{ is_subtractable('partials.metric_type') }}
     {% if not loop.last %} union all {% endif %}
     {% endfor %}
 ),
@@ -75,6 +75,7 @@ partials_of_pieces as (
         partials.last_event_at
     from {{ ref('usage_partials_monthly') }} as partials
     inner join whole_months on partials.month = whole_months.whole_month
+    where not {{ is_subtractable('partials.metric_type') }}
     union all
     select
         segments.time_window,

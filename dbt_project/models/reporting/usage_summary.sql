@@ -1,21 +1,45 @@
 {{ config(tags=['current']) }}
-{% set partials = ref('int_summary_partials') %}
-{% set distinct_values = ref('int_summary_values') %}
 {% set scopes = [('user', ['user_id']), ('org', ['org_id']), ('platform', [])] %}
+-- each with its ages, and those of the window of equal length before it
+{% set trailing_windows = [
+    ('week', [7], [14]),
+    ('month', [7, 14, 30], [60]),
+    ('year', [7, 14, 30, 60, 365], [730]),
+] %}
 
-with totals as (
+with subjects as (
     {% for scope, grain in scopes %}
     select
         '{{ scope }}' as scope,
         {{ 'user_id' if scope == 'user' else 'cast(null as ' ~ uuid_type() ~ ')' }} as user_id,
         {{ 'org_id' if scope == 'org' else 'cast(null as ' ~ uuid_type() ~ ')' }} as org_id,
-        time_window,
-        period,
-        metric_type,
-        total_quantity,
-        event_count
-    from ({{ merged_usage(partials, distinct_values, ['time_window', 'period'] + grain) }}) as merged_by_{{ scope }}
+        {% for age in ages() %}
+        cast(sum(event_count_{{ age }}) as bigint) as event_count_{{ age }},
+        sum(sum_quantity_{{ age }}) as sum_quantity_{{ age }},
+        sum(sum_great_{{ age }}) as sum_great_{{ age }},
+        {% endfor %}
+        metric_type
+    from {{ ref('usage_trailing_partials') }}
     {% if grain %} where {{ grain[0] }} is not null {% endif %}
+    group by {{ (grain + ['metric_type']) | join(', ') }}
+    {% if not loop.last %} union all {% endif %}
+    {% endfor %}
+),
+
+windows as (
+    {% for time_window, current_ages, previous_ages in trailing_windows %}
+    select
+        scope,
+        user_id,
+        org_id,
+        '{{ time_window }}' as time_window,
+        {% for period, period_ages in [('current', current_ages), ('previous', previous_ages)] %}
+        {{ sum_of_ages('event_count', period_ages) }} as {{ period }}_events,
+        {{ sum_of_ages('sum_quantity', period_ages) }} as {{ period }}_sum,
+        {{ sum_of_ages('sum_great', period_ages) }} as {{ period }}_great,
+        {% endfor %}
+        metric_type
+    from subjects
     {% if not loop.last %} union all {% endif %}
     {% endfor %}
 ),
@@ -27,16 +51,30 @@ compared as (
         org_id,
         time_window,
         metric_type,
-        -- the only row of its period, or none; one whose total cannot be held stays null
         {% for period, name in [('current', 'total_quantity'), ('previous', 'previous_quantity')] %}
         case
-            when count(case when period = '{{ period }}' then 1 end) = 0 then 0
-            else max(case when period = '{{ period }}' then total_quantity end)
+            when {{ period }}_events = 0 then 0
+            else {{ meter_total(
+                'metric_type',
+                period ~ '_events',
+                total_of_parts(period ~ '_sum', period ~ '_great')
+            ) }}
         end as {{ name }},
         {% endfor %}
-        coalesce(max(case when period = 'current' then event_count end), 0) as event_count
-    from totals
-    group by scope, user_id, org_id, time_window, metric_type
+        current_events as event_count
+    from windows
+    where current_events > 0 or previous_events > 0
+    union all
+    select
+        scope,
+        user_id,
+        org_id,
+        time_window,
+        metric_type,
+        total_quantity,
+        previous_quantity,
+        event_count
+    from {{ ref('int_summary_others') }}
 )
 
 select

@@ -1,20 +1,12 @@
-{{ config(event_time='usage_date', tags=['daily']) }}
-
-with partials as (
-    select * from {{ ref('usage_partials_daily') }} where {{ in_window('usage_date') }}
-),
-
-distinct_values as (
-    select * from {{ ref('usage_values_daily') }} where {{ in_window('usage_date') }}
-)
+{{ config(materialized='view', event_time='usage_date', tags=['daily']) }}
 
 select
     usage_date,
     user_id,
     org_id,
     metric_type,
-    total_quantity,
+    {{ total_of_partials() }} as total_quantity,
     event_count,
     first_event_at,
     last_event_at
-from ({{ merged_usage('partials', 'distinct_values', ['usage_date', 'user_id', 'org_id']) }}) as totals
+from {{ ref('usage_partials_daily') }}

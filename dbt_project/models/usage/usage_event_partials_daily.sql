@@ -1,4 +1,5 @@
 {{ config(event_time='usage_date', tags=['daily']) }}
+-- depends_on: {{ ref('usage_replaced_partials') }}, which keeps what is replaced
 
 with events as (
     select * from {{ ref('stg_usage_events') }}

@@ -1,65 +1,50 @@
-{{ config(event_time='usage_date', tags=['daily']) }}
-{% set events = ref('stg_usage_events') %}
-{% set by_event_type = ref('usage_event_partials_daily') %}
+{{ config(materialized='view', event_time='usage_date', tags=['daily']) }}
 
-with plain as (
+with plain_meters as (
+    {% for meter in plain_meters() %}
     select
-        days.usage_date,
-        days.user_id,
-        days.org_id,
-        plain_meters.metric_type,
-        days.event_count,
-        days.sum_quantity,
-        days.sum_great,
-        days.min_quantity,
-        days.max_quantity,
-        cast(null as decimal(38, 9)) as latest_quantity,
-        cast(null as {{ text_type() }}) as latest_event_id,
-        days.first_event_at,
-        days.last_event_at
-    from {{ by_event_type }} as days
-    inner join (
-        {% for meter in plain_meters() %}
-        select
-            '{{ meter.event_type }}' as event_type,
-            '{{ meter.key }}' as metric_type
-        {% if not loop.last %} union all {% endif %}
-        {% else %}
-        select
-            '' as event_type,
-            '' as metric_type
-        where false
-        {% endfor %}
-    ) as plain_meters
-        on days.event_type = plain_meters.event_type
-    where {{ in_window('days.usage_date') }}
-),
-
-own_pass as (
-    {% for meter in own_pass_meters() %}
-    select
-        usage_date,
-        user_id,
-        org_id,
-        '{{ meter.key }}' as metric_type,
-        count(*) as event_count,
-        {{ ordinary_sum(meter_number(meter)) }} as sum_quantity,
-        {{ great_sum(meter_number(meter)) }} as sum_great,
-        min({{ meter_number(meter) }}) as min_quantity,
-        max({{ meter_number(meter) }}) as max_quantity,
-        {{ newest(meter_number(meter), 'created_at', 'event_id') }} as latest_quantity,
-        {{ newest('event_id', 'created_at', 'event_id') }} as latest_event_id,
-        min(created_at) as first_event_at,
-        max(created_at) as last_event_at
-    from ({{ meter_events(meter, events) }}) as metered
-    where {{ meter_value_is_valid(meter) }}
-    group by usage_date, user_id, org_id
+        '{{ meter.event_type }}' as event_type,
+        '{{ meter.key }}' as metric_type
     {% if not loop.last %} union all {% endif %}
     {% else %}
-    select * from {{ empty_partials() }}
+    select
+        '' as event_type,
+        '' as metric_type
+    where false
     {% endfor %}
 )
 
-select * from plain
+select
+    by_event_type.usage_date,
+    by_event_type.user_id,
+    by_event_type.org_id,
+    plain_meters.metric_type,
+    by_event_type.event_count,
+    by_event_type.sum_quantity,
+    by_event_type.sum_great,
+    by_event_type.min_quantity,
+    by_event_type.max_quantity,
+    cast(null as decimal(38, 9)) as latest_quantity,
+    cast(null as {{ text_type() }}) as latest_event_id,
+    cast(null as bigint) as distinct_count,
+    by_event_type.first_event_at,
+    by_event_type.last_event_at
+from {{ ref('usage_event_partials_daily') }} as by_event_type
+inner join plain_meters on by_event_type.event_type = plain_meters.event_type
 union all
-select * from own_pass
+select
+    usage_date,
+    user_id,
+    org_id,
+    metric_type,
+    event_count,
+    sum_quantity,
+    sum_great,
+    min_quantity,
+    max_quantity,
+    latest_quantity,
+    latest_event_id,
+    distinct_count,
+    first_event_at,
+    last_event_at
+from {{ ref('usage_meter_partials_daily') }}

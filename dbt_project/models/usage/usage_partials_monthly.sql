@@ -6,21 +6,40 @@ with partials as (
         *
     from {{ ref('usage_partials_daily') }}
     where {{ in_window('usage_date', 'month') }}
+),
+
+merged as (
+    {{ merged_partials('partials', ['month', 'user_id', 'org_id', 'metric_type']) }}
 )
 
 select
-    month,
-    user_id,
-    org_id,
-    metric_type,
-    event_count,
-    sum_quantity,
-    sum_great,
-    min_quantity,
-    max_quantity,
-    latest_quantity,
-    latest_event_id,
-    cells as active_days,
-    first_event_at,
-    last_event_at
-from ({{ merged_partials('partials', ['month', 'user_id', 'org_id', 'metric_type']) }}) as merged
+    merged.month,
+    merged.user_id,
+    merged.org_id,
+    merged.metric_type,
+    merged.event_count,
+    merged.sum_quantity,
+    merged.sum_great,
+    merged.min_quantity,
+    merged.max_quantity,
+    merged.latest_quantity,
+    merged.latest_event_id,
+    {{ 'counted.distinct_count' if meters('unique_count') else 'cast(null as bigint)' }} as distinct_count,
+    merged.cells as active_days,
+    merged.first_event_at,
+    merged.last_event_at
+from merged
+{% if meters('unique_count') %}
+left join (
+    select
+        month,
+        user_id,
+        org_id,
+        metric_type,
+        count(*) as distinct_count
+    from {{ ref('usage_values_monthly') }}
+    where {{ in_window('month', 'month') }}
+    group by month, user_id, org_id, metric_type
+) as counted
+    on {{ same('merged', 'counted', ['month', 'user_id', 'org_id', 'metric_type']) }}
+{% endif %}
