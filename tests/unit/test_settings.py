@@ -10,7 +10,7 @@ import pytest
 
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.postgres import redact, where
+from usage_pipeline.infra.postgres import database_error, redact, where
 from usage_pipeline.landing.landed_days import check_range
 from usage_pipeline.settings import Settings, load_settings
 
@@ -234,3 +234,12 @@ def test_redact_leaves_no_password(text: str) -> None:
 def test_redact_keeps_what_is_no_secret() -> None:
     text = 'relation "usage_events" does not exist at postgresql://ada@db/app'
     assert redact(text) == text
+
+
+def test_a_value_of_another_kind_is_named_with_its_column() -> None:
+    words = "Conversion Error: Could not convert string 'me' to INT128 when casting from user_id"
+    said = str(database_error(Exception(words), "postgresql://u:secret@h/db", "X"))
+    assert "h/db has a value that is not of its column's kind" in said
+    assert "'me'" in said
+    assert "user_id" in said
+    assert "leave them out in usage_pipeline/app_db/queries/" in said
