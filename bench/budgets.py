@@ -1,4 +1,4 @@
-"""The budgets of SPEC §9, each with its sentence. A budget is judged, never adjusted here."""
+"""The budgets of speed and size, each with its sentence. A budget is judged, never adjusted here."""
 
 from __future__ import annotations
 

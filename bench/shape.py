@@ -34,7 +34,7 @@ TYPES = list(TYPE_SHARES)
 
 @dataclass(frozen=True)
 class Shape:
-    """How much of everything at a scale; 1 is what SPEC §9 speaks of.
+    """How much of everything at a scale; 1 is a day of 5,000,000 events.
 
     Args:
         scale: factor of events, users, organisations and published rows; days stay.

@@ -33,7 +33,7 @@ ADA, BOB, ORG = (f"{i:08x}-0000-4000-8000-000000000000" for i in (0xADA, 0xB0B, 
 MARCH_30_TO_APRIL_2 = DayRange(date(2025, 3, 30), date(2025, 4, 2))
 APRIL_1 = DayRange(date(2025, 4, 1), date(2025, 4, 2))
 
-# The model of every served table with SPEC's columns, but for those that publishing adds.
+# The model of every served table with its published columns, but for those that publishing adds.
 WAREHOUSE_TABLES = {
     "usage_daily": "usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
     " total_quantity decimal(38,9), event_count bigint,"
