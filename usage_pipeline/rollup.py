@@ -296,7 +296,9 @@ class Rollup:
                 if known is None or _badness(result) > _badness(known):
                     worst[result.unique_id] = result
         worst |= {result.unique_id: result for result in self._reconcile(ranges)}
-        if not blocking_failures(worst.values()):
+        if blocking_failures(worst.values()):
+            self.transformer.count_anew()  # whatever was wrong must not outlive its correction
+        else:
             self._audited_revision = revision
         return list(worst.values())
 
