@@ -306,7 +306,9 @@ class Rollup:
                     worst[result.unique_id] = result
         worst |= {result.unique_id: result for result in self._reconcile(ranges)}
         notices.record_audit(self.settings, worst.values())
-        if not blocking_failures(worst.values()):
+        if blocking_failures(worst.values()):
+            self.transformer.count_anew()  # whatever was wrong must not outlive its correction
+        else:
             self._audited_revision = revision
         return list(worst.values())
 

@@ -189,7 +189,7 @@ def test_the_search_finds_a_person_in_every_layer(erased: Erased) -> None:
         "landing/users.parquet": 1,
         "landing/org_members.parquet": 1,
         "landing/subscriptions.parquet": 1,
-        "warehouse.duckdb: usage_daily": 4,
+        "warehouse.duckdb: usage_event_partials_daily": 4,
         "serving/usage.duckdb: usage_daily": 4,
         "serving/usage.duckdb: usage_restatements": 1,
         "serving/parquet/usage_daily/month=2024-03-01/data.parquet": 3,

@@ -171,7 +171,7 @@ def world(new_database: Any, make_settings: Any) -> World:
     return World({"first": first, "sum": again, "keep": keep})
 
 
-@profile(max_examples=60, deadline=None)
+@profile(max_examples=30, deadline=None)
 @given(st.lists(STEPS, min_size=1, max_size=8))
 def test_running_sums_are_the_sums_of_the_days(world: World, steps: list[Step]) -> None:
     world.begin()

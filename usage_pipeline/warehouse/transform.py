@@ -24,6 +24,7 @@ from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
 from usage_pipeline.infra.disk import no_room, replace_text, scratch
+from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.infra.timings import Timings
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.meters.version import dbt_vars, meters_version
@@ -159,6 +160,12 @@ class Transformer:
                 for unique_id in sorted(silent)
             ),
         ]
+
+    def count_anew(self) -> None:
+        """Drop the running sums, which carry over from run to run: the next build of the summaries
+        counts all days. The caller is the single writer."""
+        with open_duckdb(self.settings, self.settings.warehouse_path) as db:
+            db.execute("drop table if exists usage_trailing_partials")
 
     def data_tests(self) -> set[str]:
         """The ids of all data tests of the project."""
