@@ -1,4 +1,4 @@
-"""The budgets of speed and size, each with its sentence. A budget is judged, never adjusted here."""
+"""The budgets of speed and size, each with its sentence; judged here, and never adjusted."""
 
 from __future__ import annotations
 
