@@ -75,7 +75,7 @@ def test_a_partition_is_two_halves_with_a_manifest(source: AppDatabase, make_set
     ).fetchall()
     assert rows == [
         ("1", '{"ms": 1}', Decimal("1.500000000"), None),
-        ("2", None, Decimal("2.000000001"), None),
+        ("2", None, Decimal("2.000000001"), "2.0000000005"),
         ("3", None, None, "NaN"),
     ]
     # The clock goes forward: half of these 23 hours are over at 16:30 UTC.

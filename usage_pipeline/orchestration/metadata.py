@@ -79,11 +79,13 @@ def landed_previews(
 def partition_metadata(
     rollup: Rollup, tables: Sequence[str], ranges: Sequence[DayRange]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Rows and a preview by table and day or month of the ranges: two queries a table."""
+    """Rows and a preview by table and day or month of the ranges: two queries a table, and one a
+    partition of a view."""
     inside = " or ".join("{0} >= ? and {0} < ?" for _ in ranges)
     bounds = [bound for days in ranges for bound in days]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     with _reading(rollup) as db:
+        views = {name for (name,) in db.execute("select view_name from duckdb_views()").fetchall()}
         for table in tables:
             columns = _shown_columns(db, table)
             dated = next((c for c in _DATE_COLUMNS if c in columns), None)
@@ -91,18 +93,29 @@ def partition_metadata(
                 found[table] = {}
                 continue
             counts = db.execute(
-                f"select {dated}, count(*), min(rowid) from {table} "
-                f"where {inside.format(dated)} group by 1",
+                f"select {dated}, count(*), {'null' if table in views else 'min(rowid)'}"
+                f" from {table} where {inside.format(dated)} group by 1",
                 bounds,
             ).fetchall()
-            # A partition is written at once, so that the rows after its first one are its own.
-            looked_at = [first + n for *_, first in counts for n in range(PREVIEW_ROWS)]
+            shown = f"select {dated}, {', '.join(columns)} from {table} where"
+            if table in views:  # without numbered rows
+                looked_at = [
+                    row
+                    for day, *_ in counts
+                    for row in db.execute(
+                        f"{shown} {dated} = ? limit {PREVIEW_ROWS}", [day]
+                    ).fetchall()
+                ]
+            else:
+                # A partition is written at once, so that the rows after its first are its own.
+                numbers = [first + n for *_, first in counts for n in range(PREVIEW_ROWS)]
+                looked_at = db.execute(
+                    f"{shown} ({inside.format(dated)}) and rowid in (select unnest(?))"
+                    " order by rowid",
+                    [*bounds, numbers],
+                ).fetchall()
             previews: dict[Any, list[Sequence[Any]]] = {day: [] for day, *_ in counts}
-            for day, *row in db.execute(
-                f"select {dated}, {', '.join(columns)} from {table} "
-                f"where ({inside.format(dated)}) and rowid in (select unnest(?)) order by rowid",
-                [*bounds, looked_at],
-            ).fetchall():
+            for day, *row in looked_at:
                 if day in previews:
                     previews[day].append(row)
             found[table] = {

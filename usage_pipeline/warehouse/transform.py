@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import duckdb
 import yaml
 
 from usage_pipeline.days import DayRange
@@ -162,10 +163,13 @@ class Transformer:
         ]
 
     def count_anew(self) -> None:
-        """Drop the running sums, which carry over from run to run: the next build of the summaries
+        """Empty the running sums, which carry over from run to run: the next build of the summaries
         counts all days. The caller is the single writer."""
-        with open_duckdb(self.settings, self.settings.warehouse_path) as db:
-            db.execute("drop table if exists usage_trailing_partials")
+        with (
+            open_duckdb(self.settings, self.settings.warehouse_path) as db,
+            suppress(duckdb.CatalogException),  # there are none yet
+        ):
+            db.execute("delete from usage_trailing_partials")
 
     def data_tests(self) -> set[str]:
         """The ids of all data tests of the project."""
