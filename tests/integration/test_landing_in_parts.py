@@ -12,7 +12,7 @@ import duckdb
 import pytest
 from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
 
-from usage_pipeline.landing import extraction, repairs
+from usage_pipeline.landing import extraction, moved_events
 from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import landed_manifests
 from usage_pipeline.rollup import Rollup
@@ -105,7 +105,7 @@ def test_also_when_the_landed_day_is_one_of_those_asked_for(
     """However many events are landed, and though no row was changed since, as Postgres counts."""
     place.land(OLD)
     place.move(_id(OLD, 0), B)
-    monkeypatch.setattr(repairs, "EVENTS_SEARCHED", searched)
+    monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", searched)
     place.replaced.clear()
     land_events(
         place.settings, [OLD, A, B], replacing=place._replacing, may_lose={OLD: float("inf")}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import duckdb
 import pytest
 from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
 
 from usage_pipeline.app_db.session import count_changes
-from usage_pipeline.landing import repairs
+from usage_pipeline.days import DayRange
+from usage_pipeline.landing import moved_events
+from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import landed_manifests
-from usage_pipeline.landing.repairs import refused_days
+from usage_pipeline.landing.repairs import changed_days, refusal, refused_days
+from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 
 ADA = str(UUID(int=0xADA << 96))
@@ -152,12 +157,176 @@ def test_two_rows_of_one_id_are_one_event_where_the_newest_is(
         assert place.totals() == {FIRST: 110, SECOND: 111, THIRD: 116}
 
 
+class Landing:
+    """What is landed of a source with events of 1, 10 and 100 calls a day, without a warehouse."""
+
+    def __init__(self, database: AppDatabase, settings: Settings) -> None:
+        self.database, self.settings = database, settings
+
+    def add(self, *days: date) -> None:
+        for on in days:
+            self.database.insert(
+                "usage_events",
+                [
+                    (_id(on, n), ADA, None, "api_call", None, str(10**n), f"{on}T{12 + n}:00Z")
+                    for n in range(3)
+                ],
+            )
+        land_events(self.settings, days)
+
+    def move(self, event: str, to: date) -> None:
+        self.database.execute(
+            "update usage_events set created_at = %s where id = %s", (f"{to}T15:00Z", event)
+        )
+
+    def delete(self, *events: str) -> None:
+        self.database.execute(
+            "delete from usage_events where id = any(%s::uuid[])", (list(events),)
+        )
+
+    def totals(self) -> dict[date, int]:
+        """Of the landed days, each event once."""
+        files = f"'{self.settings.events_dir}/*/part-*.parquet'"
+        rows = duckdb.sql(f"select usage_date, quantity, id from {landed_events(files)}").fetchall()
+        assert len({event for _, _, event in rows}) == len(rows)
+        landed = dict.fromkeys(landed_manifests(self.settings), 0)
+        for on, quantity, _ in rows:
+            landed[on] += int(quantity)
+        return landed
+
+
+@pytest.fixture
+def landing(new_database: Any, make_settings: Any) -> Landing:
+    database = new_database()
+    return Landing(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+
+
+@pytest.mark.parametrize("searched", [0, moved_events.EVENTS_SEARCHED])
+@pytest.mark.parametrize(("old", "new"), [(FIRST, SECOND), (SECOND, FIRST)])
+def test_both_days_are_of_the_run_and_before_any_look_back_window(
+    landing: Landing, monkeypatch: pytest.MonkeyPatch, searched: int, old: date, new: date
+) -> None:
+    landing.add(FIRST, SECOND)
+    monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", searched)
+    landing.move(_id(old, 1), new)
+    land_events(landing.settings, [FIRST, SECOND])
+    assert landing.totals() == {old: 101, new: 121}
+    assert refused_days(landing.settings) == {}
+
+
+def test_the_only_event_of_a_recent_day_moves_within_the_run(landing: Landing) -> None:
+    first = landing.settings.today() - timedelta(days=9)
+    second = first + timedelta(days=1)
+    landing.add(first, second)
+    landing.delete(_id(first, 1), _id(first, 2))
+    land_events(landing.settings, [first], may_lose={first: 2})
+    landing.move(_id(first, 0), second)
+    land_events(landing.settings, [first, second])
+    assert landing.totals() == {first: 0, second: 112}
+
+
+@pytest.mark.parametrize("searched", [0, moved_events.EVENTS_SEARCHED])
+def test_no_day_of_the_run_has_an_event_any_more(
+    landing: Landing, monkeypatch: pytest.MonkeyPatch, searched: int
+) -> None:
+    landing.add(FIRST, SECOND)
+    monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", searched)
+    landing.database.execute("truncate usage_events")
+    land_events(landing.settings, [FIRST, SECOND])
+    assert landing.totals() == {FIRST: 111, SECOND: 111}
+    assert list(refused_days(landing.settings)) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("asked", [[0, 1, 2], [0, 2, 1], [2]])
+def test_days_whose_events_went_to_a_refused_day_keep_them(
+    landing: Landing, asked: list[int]
+) -> None:
+    """Though each of them alone would be a correction; also at one remove."""
+    days = [landing.settings.today() - timedelta(days=ago) for ago in (9, 5, 7)]
+    first, second, third = days
+    landing.add(*days)
+    landing.delete(*(_id(third, n) for n in range(3)))
+    landing.move(_id(second, 0), third)
+    landing.move(_id(first, 1), second)
+    land_events(landing.settings, [days[n] for n in asked])
+    assert landing.totals() == dict.fromkeys(days, 111)
+    assert list(refused_days(landing.settings)) == [third]
+    land_events(landing.settings, [third], may_lose={third: 3})
+    assert landing.totals() == {first: 101, second: 120, third: 1}
+
+
+def test_an_operator_is_told_what_is_counted_twice(landing: Landing) -> None:
+    """The old day lost more than the event that moved, and keeps what it has."""
+    landing.add(FIRST, SECOND)
+    landing.delete(_id(FIRST, 1), _id(FIRST, 2))
+    land_events(landing.settings, [FIRST])
+    said = str(refusal(refused_days(landing.settings).values()))
+    assert f"{FIRST} (has 3, source 1)" in said
+    landing.move(_id(FIRST, 0), SECOND)
+    land_events(landing.settings, [SECOND])
+    said = str(refusal(refused_days(landing.settings).values()))
+    assert f"{FIRST} (has 3, source 0, some of them counted twice)" in said
+    land_events(landing.settings, [FIRST])  # without the other day
+    assert str(refusal(refused_days(landing.settings).values())) == said
+    land_events(landing.settings, [FIRST], may_lose={FIRST: 3})
+    assert landing.totals() == {FIRST: 0, SECOND: 112}
+
+
+@pytest.mark.parametrize("landed", [False, True])
+@pytest.mark.parametrize("extracting", [False, True])
+def test_another_process_lands_the_event_meanwhile(
+    landing: Landing, landed: bool, extracting: bool
+) -> None:
+    """After this process looked at the source, and before it put the event's old day in place."""
+    landing.database.insert(
+        "usage_events",
+        [(_id(FIRST, n), ADA, None, "api_call", None, 10**n, f"{FIRST}T12:00Z") for n in range(3)],
+    )
+    landing.add(THIRD)
+    if landed:
+        land_events(landing.settings, [FIRST])
+    noted: list[date] = []
+
+    def meanwhile() -> None:
+        if SECOND not in landed_manifests(landing.settings):
+            landing.move(_id(FIRST, 0), SECOND)
+            land_events(landing.settings, [SECOND])
+
+    @contextmanager
+    def replacing(days: set[date]) -> Iterator[None]:
+        meanwhile()
+        yield
+        noted.extend(days)
+
+    land_events(
+        landing.settings,
+        [FIRST, THIRD],
+        progress=lambda manifest: meanwhile() if extracting else None,
+        replacing=replacing,
+    )
+    assert landing.totals() == {FIRST: 110, SECOND: 1, THIRD: 111}
+    assert {FIRST, THIRD} <= {*noted} and len(noted) == len({*noted})  # when they are landed
+
+
+def test_of_two_rows_of_one_id_the_newer_one_is_deleted(landing: Landing) -> None:
+    landing.database.execute("alter table usage_events drop constraint usage_events_pkey")
+    landing.add(FIRST, THIRD)
+    newer = (_id(FIRST, 0), ADA, None, "api_call", None, "5", f"{THIRD}T00:00Z")
+    landing.database.insert("usage_events", [newer])
+    land_events(landing.settings, [THIRD])
+    assert landing.totals() == {FIRST: 110, THIRD: 116}
+    landing.database.execute("delete from usage_events where quantity = 5")
+    assert [*changed_days(landing.settings, DayRange(FIRST, THIRD + timedelta(days=1)))] == [THIRD]
+    land_events(landing.settings, [THIRD])
+    assert landing.totals() == {FIRST: 111, THIRD: 111}
+
+
 class TestWithManyEventsLanded:
     """Postgres's own count of changed rows says which days are searched."""
 
     @pytest.fixture(autouse=True)
     def _many(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(repairs, "EVENTS_SEARCHED", 0)
+        monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", 0)
 
     @pytest.fixture
     def recent(self, place: Place) -> list[date]:
@@ -188,13 +357,14 @@ class TestWithManyEventsLanded:
             searched.append(files)
             return _none()
 
-        monkeypatch.setattr(repairs, "_ids", counting)
+        monkeypatch.setattr(moved_events, "_ids", counting)
         place.add(recent[1] - timedelta(days=2))  # events that are new are no changed rows
         place.roll_up(recent[1])
         assert [len(files) for files in searched] == [2]  # those of the new day, not of old ones
         place.move(_id(FIRST, 0), SECOND)
         place.roll_up(recent[1])
-        assert [len(files) for files in searched[1:]] == [2, 2]  # and of the one recent day
+        # Those of the one recent day, and those that the new day had itself.
+        assert [len(files) for files in searched[1:]] == [2, 2, 2, 2]
 
     def test_a_view_counts_no_changes(self, place: Place) -> None:
         assert count_changes(place.settings)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -28,26 +28,30 @@ from usage_pipeline.landing.landed_days import (
     MANIFEST,
     PARTS,
     Manifest,
+    data_files,
     in_use,
+    landed_manifests,
     manifest_of,
     partition,
     sizes,
 )
-from usage_pipeline.landing.repairs import (
+from usage_pipeline.landing.moved_events import (
     NOT_MOVED,
     Moved,
-    at_stake,
-    moved_from,
-    refuse,
-    require_events_to_recut,
+    days_of_ids,
+    holders,
+    moved_events,
+    moved_within,
+    vanished_ids,
 )
+from usage_pipeline.landing.repairs import at_stake, refuse, require_events_to_recut
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
 _PEOPLE = ("user_id", "org_id")
 # Days that were never landed are put in place together when they have so many events.
 EVENTS_AT_ONCE = 2_500_000
-Replacing = Callable[[Collection[date]], AbstractContextManager[None]]
+Replacing = Callable[[set[date]], AbstractContextManager[None]]
 NOBODY_ELSE: AbstractContextManager[None] = nullcontext()
 # Total, so that a day is landed alike each time: rows that tie in all of it are the same event.
 _NEWEST_FIRST = (
@@ -71,9 +75,11 @@ def land_events(
     same state of the source, so that an event that moved is one row in landing.
 
     A partition is replaced by renaming finished files over it. A day that another process landed
-    meanwhile, from a newer snapshot of the source, stays as it is. So does a day that would lose
-    events; its manifest says so then. Days that were never landed come first, and are put in place
-    as they come: what a long run that is killed has landed stays landed.
+    meanwhile, from a newer snapshot of the source, stays as it is; days that have an event in
+    common with what it landed are extracted once more. A day that would lose events stays, too,
+    and its manifest says so then; so do the days that still have an event of such a day. Days that
+    were never landed come first, and are put in place as they come: what a long run that is
+    killed has landed stays landed.
 
     Args:
         days: local days; a day without events becomes an empty partition.
@@ -91,106 +97,212 @@ def land_events(
         UsagePipelineError: the source cannot be read as `queries/usage_events.sql` says, or lacks
             events of days that have to be cut anew for another time zone.
     """
-    before = {day: manifest_of(settings, day) for day in days}
-    moved: dict[date, Moved] = {}
-    with in_use(settings), scratch(settings) as work:
-        with open_source(settings, ("usage_events",), len(PARTS)) as source:
-            landed, done = _land_new(
-                settings, source, before, work, progress=progress, replacing=replacing
-            )
-            rest = [day for day in before if day not in landed]
-            landed |= _extract(settings, source, rest, work, progress)
-            newest = {day: landed[day] for day in before if day not in done}
-            while found := moved_from(settings, [*newest.values()], work, apart_from=before):
-                also = sorted(claim(set(found)))
-                moved |= found
-                before |= {day: manifest_of(settings, day) for day in also}
-                newest = _extract(settings, source, also, work, progress)
-                landed |= newest
-        with replacing(before.keys()):
-            kept: set[date] = set()
-            recut = _cut_differently(settings, before)
-            require_events_to_recut(
-                settings, {day: m for day, m in recut.items() if day not in may_lose}
-            )
-            published = lost_events.published_days(settings)
-            for day in [day for day in before if day not in done]:
-                mine, other = landed[day], manifest_of(settings, day)
-                if other and other != before[day] and other.extracted_at > mine.extracted_at:
-                    landed[day] = other
-                    continue
-                known = at_stake(settings, day, other, published)
-                left = moved.get(day, NOT_MOVED)
-                if known and left.to & kept:  # where the event went, it was not taken over
-                    landed[day] = known
-                    kept.add(day)
-                    continue
-                if (
-                    known
-                    and day not in recut
-                    and known.rows - mine.rows > may_lose.get(day, left.events)
-                    and not lost_events.is_correction(settings, day, known.rows, mine.rows)
-                ):
-                    kept.add(day)
-                    landed[day] = replace(known, refused=mine.fingerprint)
-                    refuse(settings, day, landed[day], partition(work, day) / MANIFEST)
-                    continue
-                _put_in_place(settings, work, day)
-    return [landed[day] for day in before]
+    landed: dict[date, Manifest] = {}
+    wanted = list(days)
+    while True:
+        with in_use(settings), scratch(settings) as work:
+            run = _Run(settings, work, replacing, may_lose, landed_manifests(settings))
+            run.before = {day: manifest_of(settings, day) for day in wanted}
+            with open_source(settings, ("usage_events",), len(PARTS)) as source:
+                _extract_all(run, source, progress, claim)
+            wanted = sorted(_replace(run))
+        landed |= run.landed
+        if not wanted:
+            return [*landed.values()]
 
 
-def _land_new(
-    settings: Settings,
+@dataclass
+class _Run:
+    """Days as one snapshot of the source has them.
+
+    Attributes:
+        work: where the extracted partitions are.
+        seen: the manifests of all landed days before the source was opened, and of `done`.
+        before: of the days, those that they had then.
+        landed: of the days, the extracted ones; in the end those that stand.
+        done: days that are in place already.
+    """
+
+    settings: Settings
+    work: Path
+    replacing: Replacing
+    may_lose: Mapping[date, float]
+    seen: dict[date, Manifest]
+    before: dict[date, Manifest | None] = field(default_factory=dict)
+    landed: dict[date, Manifest] = field(default_factory=dict)
+    done: set[date] = field(default_factory=set)
+
+    def files(self, day: date) -> list[Path]:
+        """The extracted files of a day, wherever they are now."""
+        return data_files(self.settings.events_dir if day in self.done else self.work, day)
+
+    def landed_meanwhile(self) -> dict[date, Manifest]:
+        """Days that another process has landed since this run began."""
+        now = landed_manifests(self.settings)
+        return {day: m for day, m in now.items() if m != self.seen.get(day)}
+
+
+def _extract_all(
+    run: _Run,
     source: Source,
-    before: Mapping[date, Manifest | None],
-    work: Path,
-    *,
     progress: Callable[[Manifest], None],
-    replacing: Replacing,
-) -> tuple[dict[date, Manifest], set[date]]:
+    claim: Callable[[set[date]], set[date]],
+) -> None:
+    """Extract the run's days, and those that hold an event of one of them."""
+    asked = [*run.before]
+    _land_new(run, source, progress)
+    rest = [day for day in asked if day not in run.landed]
+    run.landed |= _extract(run.settings, source, rest, run.work, progress)
+    newest = [day for day in asked if day not in run.done]
+    while newest:
+        extracted = [run.landed[day] for day in newest]
+        found = {*holders(run.settings, extracted, run.work, apart_from=run.before)}
+        if not source.unique_ids:
+            found |= _where_vanished_ids_stand(run, source, newest)
+        newest = sorted((found | claim(found)) - run.before.keys()) if found else []
+        run.before |= {day: run.seen.get(day) for day in newest}
+        run.landed |= _extract(run.settings, source, newest, run.work, progress)
+
+
+def _where_vanished_ids_stand(run: _Run, source: Source, days: Iterable[date]) -> set[date]:
+    """Landed days with rows that had lost against a row of these days, which is gone."""
+    found: set[date] = set()
+    for day in days:
+        known = run.before[day]
+        if (
+            known
+            and known.timezone == run.settings.timezone
+            and known.fits(data_files(run.settings.events_dir, day))
+        ):
+            gone = vanished_ids(run.settings, known, run.files(day))
+            found |= days_of_ids(run.settings, source, gone)
+    return (found & run.seen.keys()) - run.before.keys()
+
+
+def _land_new(run: _Run, source: Source, progress: Callable[[Manifest], None]) -> None:
     """Extract the days that have nothing to lose, and put them in place whenever they are many.
 
-    Gives the manifests, and the days that are in place. Others wait for the end: the last ones,
-    and those with an event that a landed day holds, since both days change at once. While another
-    run is busy nobody waits for it, because the source's transaction is open.
+    Others wait for the end: the last ones, and those with an event that a landed day holds, since
+    both days change at once. While another run is busy nobody waits for it, because the source's
+    transaction is open.
     """
-    published = lost_events.published_days(settings)
-    new = [day for day, manifest in before.items() if not manifest and day not in published]
-    if _cut_differently(settings, before):
-        new = []
-    landed: dict[date, Manifest] = {}
+    published = lost_events.published_days(run.settings)
+    new = [day for day, manifest in run.before.items() if not manifest and day not in published]
+    if _cut_differently(run):
+        return
     coming: dict[date, Manifest] = {}
-    done: set[date] = set()
     for day in new:
-        coming |= _extract(settings, source, [day], work, progress)
-        landed |= coming
-        if sum(m.rows for m in coming.values()) < EVENTS_AT_ONCE or writer.holder(settings):
+        coming |= _extract(run.settings, source, [day], run.work, progress)
+        run.landed |= coming
+        if sum(m.rows for m in coming.values()) < EVENTS_AT_ONCE or writer.holder(run.settings):
             continue
-        found = moved_from(
-            settings, [*coming.values()], work, apart_from=done, whatever_size=before
-        )
-        ready = coming.keys() - {to for moved in found.values() for to in moved.to}
-        with replacing(ready):
-            for each in ready:
-                if manifest_of(settings, each) is None:
-                    _put_in_place(settings, work, each)
-                    done.add(each)
+        with run.replacing(ready := {*coming}):
+            found = holders(
+                run.settings,
+                [*coming.values()],
+                run.work,
+                apart_from=run.done,
+                whatever_size=run.before.keys() | run.landed_meanwhile().keys(),
+            )
+            ready -= {to for moved in found.values() for to in moved.to}
+            ready -= {each for each in coming if manifest_of(run.settings, each)}
+            for each in sorted(ready):
+                _put_in_place(run, each)
+                run.seen[each] = coming[each]
+            run.done |= ready
         coming.clear()
-    return landed, done
 
 
-def _cut_differently(
-    settings: Settings, days: Mapping[date, Manifest | None]
-) -> dict[date, Manifest]:
-    return {day: m for day, m in days.items() if m and m.timezone != settings.timezone}
+def _replace(run: _Run) -> set[date]:
+    """Replace what is landed by what was extracted, or say why not; gives the days to extract
+    again, because what another process landed meanwhile does not go with them."""
+    settings = run.settings
+    moved = moved_within(settings, run.before, run.landed, run.files)
+    with run.replacing(settled := {*run.before}):
+        recut = _cut_differently(run)
+        require_events_to_recut(
+            settings, {day: m for day, m in recut.items() if day not in run.may_lose}
+        )
+        newer, again = _overtaken(run, moved)
+        settled -= again
+        rest = settled - newer.keys() - run.done
+        kept, refused = _decide(run, rest, moved)
+        for day in sorted(rest - kept.keys()):
+            _put_in_place(run, day)
+        for day in refused:
+            refuse(settings, day, kept[day], partition(run.work, day) / MANIFEST)
+        stand = run.landed | newer | kept
+        run.landed = {day: stand[day] for day in run.before if day in settled}
+    return again
 
 
-def _put_in_place(settings: Settings, work: Path, day: date) -> None:
-    extracted, target = partition(work, day), partition(settings.events_dir, day)
+def _overtaken(run: _Run, moved: Mapping[date, Moved]) -> tuple[dict[date, Manifest], set[date]]:
+    """Days that another process landed meanwhile from a newer snapshot, and those that have to be
+    extracted again: the others that it landed, and whatever shares an event with one of them."""
+    meanwhile = run.landed_meanwhile()
+    mine = {day: run.landed[day] for day in run.before if day not in run.done}
+    newer = {
+        day: meanwhile[day]
+        for day in mine.keys() & meanwhile.keys()
+        if meanwhile[day].extracted_at > mine[day].extracted_at
+    }
+    again = mine.keys() & meanwhile.keys() - newer.keys()
+    new = [(m, run.files(day)) for day, m in mine.items() if m.rows and day not in newer]
+    if meanwhile:
+        shared = moved_events(run.settings, meanwhile, new)
+        again |= {to for found in shared.values() for to in found.to}
+    again = _with_senders(again | newer.keys(), moved) - newer.keys()
+    # Days of another time zone are cut anew together.
+    return newer, {*mine} if again and _cut_differently(run) else again
+
+
+def _decide(
+    run: _Run, days: Collection[date], moved: Mapping[date, Moved]
+) -> tuple[dict[date, Manifest], set[date]]:
+    """The days that keep what they have, because they would lose events, or because the events
+    that they lost went to such a day; and which of them are refused."""
+    settings = run.settings
+    published = lost_events.published_days(settings)
+    recut = _cut_differently(run)
+    known = {
+        day: stake
+        for day in days
+        if (stake := at_stake(settings, day, manifest_of(settings, day), published))
+    }
+    refused = {
+        day
+        for day, had in known.items()
+        if day not in recut
+        and had.rows - run.landed[day].rows
+        > run.may_lose.get(day, moved.get(day, NOT_MOVED).events)
+        and not lost_events.is_correction(settings, day, had.rows, run.landed[day].rows)
+    }
+    kept = {day: known[day] for day in _with_senders(refused, moved) & known.keys()}
+    for day in refused:
+        left = moved.get(day, NOT_MOVED)
+        twice = kept[day].twice or bool(left.to - kept.keys())
+        kept[day] = replace(kept[day], refused=run.landed[day].fingerprint, twice=twice)
+    return kept, refused
+
+
+def _with_senders(days: Collection[date], moved: Mapping[date, Moved]) -> set[date]:
+    """The days, those that sent events to them, those that sent events to these, and so on."""
+    found = set(days)
+    while more := {day for day, events in moved.items() if events.to & found} - found:
+        found |= more
+    return found
+
+
+def _cut_differently(run: _Run) -> dict[date, Manifest]:
+    return {d: m for d, m in run.before.items() if m and m.timezone != run.settings.timezone}
+
+
+def _put_in_place(run: _Run, day: date) -> None:
+    extracted, target = partition(run.work, day), partition(run.settings.events_dir, day)
     target.mkdir(parents=True, exist_ok=True)
     for name in (*PARTS, MANIFEST):
         (extracted / name).replace(target / name)
-    lost_events.found_again(settings, day)
+    lost_events.found_again(run.settings, day)
 
 
 def extract_events(

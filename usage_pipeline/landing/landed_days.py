@@ -53,6 +53,8 @@ class Manifest:
             the renames of manifest and data.
         refused: fingerprint of the source when it had so much less that the day was kept as it
             was; empty once the day is landed again. See `lost_events`.
+        twice: whether events of a refused day are landed in other days as well, because
+            they moved there and were taken over.
         rows_changed: see `session.count_changes`, when the day was extracted.
         uuids: the columns that are Parquet's UUID; other ids are text, as all of older releases.
     """
@@ -70,6 +72,7 @@ class Manifest:
     files: dict[str, int]
     previous_files: dict[str, int] = field(default_factory=dict)
     refused: str = ""
+    twice: bool = False
     rows_changed: str = ""
     uuids: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION

@@ -6,21 +6,15 @@ A day whose source has fewer events than it had is kept and says so; see `lost_e
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
-
-import duckdb
 
 from usage_pipeline.app_db.fingerprints import source_fingerprints
-from usage_pipeline.app_db.session import count_changes
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.disk import disk_is_full
-from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.landing import lost_events
 from usage_pipeline.landing.landed_days import (
     MANIFEST,
@@ -30,23 +24,9 @@ from usage_pipeline.landing.landed_days import (
     landed_manifests,
     partition,
 )
-from usage_pipeline.serving import published
-from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 
-EVENTS_SEARCHED = 10_000_000  # of other days, for events that moved; takes about a second
-
 _REFUSED_SHOWN = 5
-
-
-class Moved(NamedTuple):
-    """Events that a landed day has no longer, and the days where they stand now."""
-
-    events: int
-    to: frozenset[date]
-
-
-NOT_MOVED = Moved(0, frozenset())
 
 
 def at_stake(
@@ -140,7 +120,8 @@ def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
     """What to tell an operator of refused days, and what to do."""
     days = {date.fromisoformat(manifest.usage_date): manifest for manifest in refused}
     shown = [
-        f"{day} (has {m.rows:,}, source {m.refused_rows:,}{', files damaged' if m.lost else ''})"
+        f"{day} (has {m.rows:,}, source {m.refused_rows:,}{', files damaged' if m.lost else ''}"
+        f"{', some of them counted twice' if m.twice else ''})"
         for day, m in list(days.items())[:_REFUSED_SHOWN]
     ]
     more = f" and {len(days) - len(shown)} more days" if len(days) > len(shown) else ""
@@ -150,89 +131,6 @@ def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
         "Bring the events back into the source and roll the days up, or take what it has: "
         + lost_events.allowing(ranges_of_days(days)),
     )
-
-
-def moved_from(
-    settings: Settings,
-    extracted: Sequence[Manifest],
-    folder: Path,
-    *,
-    apart_from: Collection[date],
-    whatever_size: Collection[date] = (),
-) -> dict[date, Moved]:
-    """Landed days that hold events which stand in newly extracted days now.
-
-    All other days are searched while they have few events; beyond that those of the look-back
-    window since whose landing rows were changed, as Postgres counts, and the published invalid
-    events, which are few always.
-
-    Args:
-        extracted: the manifests of the new days.
-        folder: where their partitions are.
-        apart_from: days that are extracted already.
-        whatever_size: days that are searched in any case.
-
-    Raises:
-        UsagePipelineError: a landed file is damaged; names it.
-    """
-    new = [
-        path
-        for manifest in extracted
-        if manifest.rows
-        for path in data_files(folder, date.fromisoformat(manifest.usage_date))
-    ]
-    if not new:
-        return {}
-    known = {
-        day: manifest
-        for day, manifest in landed_manifests(settings).items()
-        if day not in apart_from and manifest.fits(data_files(settings.events_dir, day))
-    }
-    if sum(manifest.rows for manifest in known.values()) > EVENTS_SEARCHED:
-        first, now = settings.today() - timedelta(settings.lookback_days), count_changes(settings)
-        changed = {d for d, m in known.items() if m.rows_changed not in ("", now) and d >= first}
-        changed |= known.keys() & set(whatever_size)
-    else:
-        changed = set(known)
-    kind = _id_type(extracted[0])
-    old: dict[str, list[Path]] = {}
-    for day in changed:
-        old.setdefault(_id_type(known[day]), []).extend(data_files(settings.events_dir, day))
-    searched = [_ids(files, stored, kind) for stored, files in old.items()]
-    with open_duckdb(settings, ":memory:") as db:
-        if lost_events.published_days(settings):
-            published.attach(settings, db)
-            searched.append(
-                f"select try_cast(event_id as {kind}), usage_date"
-                " from published.main.invalid_usage_events"
-            )
-        if not searched:
-            return {}
-        try:
-            rows = db.execute(
-                "select old.usage_date, count(distinct id), list(distinct new.usage_date)"
-                f" from ({' union all '.join(searched)}) as old (id, usage_date)"
-                f" inner join ({_ids(new, kind, kind)}) as new using (id) group by old.usage_date"
-            ).fetchall()
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            if disk_is_full(error):
-                raise
-            raise UsagePipelineError(
-                f"What is landed cannot be read: {str(error).splitlines()[0]}",
-                "Delete the named landing file; the next run extracts that day again",
-            ) from error
-    return {day: Moved(events, frozenset(to)) for day, events, to in rows if day in known}
-
-
-def _id_type(manifest: Manifest) -> str:
-    return "uuid" if "id" in manifest.uuids else "varchar"
-
-
-def _ids(files: Sequence[Path], stored: str, kind: str) -> str:
-    """SQL: ids as one type; text that is no UUID cannot be one of them."""
-    listed = ", ".join(f"'{quoted(path)}'" for path in files)
-    events = landed_events(f"[{listed}]", stored)
-    return f"select try_cast(id as {kind}) as id, usage_date from {events}"
 
 
 def changed_days(settings: Settings, days: DayRange) -> dict[date, str]:

@@ -34,6 +34,7 @@ def no_events_lost(rollup: dg.ResourceParam[Rollup]) -> dg.AssetCheckResult:
         metadata={
             "days": {
                 str(day): f"has {m.rows:,} events, the source {m.refused_rows:,}"
+                + ("; some are counted twice" if m.twice else "")
                 for day, m in refused.items()
             }
         },
