@@ -200,8 +200,8 @@ def test_the_command_lists_each_difference_and_what_to_do(
     assert bad.exit_code == 1
     assert "3 of 3 daily totals differ" in bad.output
     assert (
-        f"{world.day} api_call: source 3 events, 2.500000000; landed 4 events, 6.500000000; "
-        f"published 4 events, 6.500000000; users {BOB}\n"
+        f"{world.day} api_call: source 3 events, 2.5; landed 4 events, 6.5; "
+        f"published 4 events, 6.5; users {BOB}\n"
     ) in bad.output
     following = world.day + timedelta(days=1)
     assert f"usage-pipeline rollup --start {world.day} --end {following}" in bad.output
