@@ -121,6 +121,7 @@ class Transformer:
         stamp = self.settings.dbt_target_dir / "parsed_version"
         current = self._parsed_version
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
+            path.parent.mkdir(parents=True, exist_ok=True)  # the parse may have been another home's
             # By rename: a kill must not leave half a manifest, nor another process read it.
             with scratch(self.settings) as work:
                 self._loaded_manifest().write(str(work / path.name))
