@@ -98,9 +98,12 @@ def _engine(results: list[Any], names: set[str]) -> float:
 
 def parse() -> None:
     """What dbt makes of the project, and the pipeline keeps from one night to the next."""
+    from usage_pipeline.publishing.snapshot import ensure_snapshot
     from usage_pipeline.warehouse.transform import Transformer
 
-    transformer = Transformer(load_settings())
+    settings = load_settings()
+    ensure_snapshot(settings)  # which compiling opens
+    transformer = Transformer(settings)
     transformer.manifest_path()
     transformer.usage_daily_models()
 

@@ -376,8 +376,9 @@ def _without_prose(value: Any) -> Any:
 
 
 def _first_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # dbt puts the kind of error first and the engine's words second.
+    lines = [line.strip() for line in message.splitlines()]
+    # dbt puts the kind of error first and the engine's words second, below a headline or not.
+    lines = [line for line in lines if line not in ("", "Runtime Error")]
     return " ".join(lines[:2]) if lines else "no message"
 
 
