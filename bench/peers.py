@@ -142,7 +142,7 @@ def chdb(events: str, cells: str) -> dict[str, Any]:
     return clock.spent()
 
 
-def dlt(url: str, day: str, backend: str, directory: str) -> dict[str, Any]:
+def dlt(url: str, day: str, backend: Any, directory: str) -> dict[str, Any]:
     """dlt's `sql_table` of one day into a DuckDB file, with a back-end of its choice."""
     import dlt as library
     import duckdb
