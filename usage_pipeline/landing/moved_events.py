@@ -16,12 +16,11 @@ import duckdb
 
 from usage_pipeline.app_db.session import Source, count_changes, scan, source_query
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.disk import disk_is_full
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.landing import lost_events
 from usage_pipeline.landing.landed_days import Manifest, data_files, landed_manifests
 from usage_pipeline.serving import published
-from usage_pipeline.serving.landed_events import landed_events
+from usage_pipeline.serving.landed_events import EXTRACT_AGAIN, is_unreadable, landed_events
 from usage_pipeline.settings import Settings
 
 EVENTS_SEARCHED = 10_000_000  # of landed days, for events that moved; takes about a second
@@ -212,10 +211,9 @@ def _ids(files: Sequence[Path], stored: str, kind: str) -> str:
 def _naming_damaged_files() -> Iterator[None]:
     try:
         yield
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        if disk_is_full(error):
+    except duckdb.Error as error:
+        if not is_unreadable(str(error)):
             raise
         raise UsagePipelineError(
-            f"What is landed cannot be read: {str(error).splitlines()[0]}",
-            "Delete the named landing file; the next run extracts that day again",
+            f"What is landed cannot be read: {str(error).splitlines()[0]}", EXTRACT_AGAIN
         ) from error

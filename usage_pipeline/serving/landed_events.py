@@ -6,6 +6,13 @@ types are named here.
 
 from __future__ import annotations
 
+import re
+
+EXTRACT_AGAIN = "Delete the named landing file; the next run extracts that day again"
+# DuckDB's words for a file that it cannot read; others name one that holds what is not expected.
+_UNREADABLE = re.compile(
+    r"No magic bytes|too small to be a Parquet|Footer length error|Failed to read file"
+)
 _TYPES = {
     "id": "varchar",
     "user_id": "uuid",
@@ -35,3 +42,8 @@ def landed_events(files: str, id_type: str = "varchar") -> str:
         f"(select * exclude (filename), cast({day} as date) as usage_date"
         f" from read_parquet({files}, schema = map {{{columns}}}, filename = true))"
     )
+
+
+def is_unreadable(words: str) -> bool:
+    """Whether DuckDB says that it cannot read a file; then `EXTRACT_AGAIN` is the remedy."""
+    return bool(_UNREADABLE.search(words))

@@ -29,7 +29,7 @@ from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.infra.timings import Timings
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.meters.version import dbt_vars, meters_version
-from usage_pipeline.serving.landed_events import landed_events
+from usage_pipeline.serving.landed_events import EXTRACT_AGAIN, is_unreadable, landed_events
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 from usage_pipeline.warehouse.pending import PendingDays
 
@@ -382,15 +382,9 @@ def _first_line(message: str) -> str:
     return " ".join(lines[:2]) if lines else "no message"
 
 
-# DuckDB's words for a file that it cannot read; others name one that holds what is not expected.
-_UNREADABLE = re.compile(
-    r"No magic bytes|too small to be a Parquet|Footer length error|Failed to read file"
-)
-
-
 def _remedy(message: str) -> str:
-    if _UNREADABLE.search(message):
-        return "Delete the named landing file; the next run extracts that day again"
+    if is_unreadable(message):
+        return EXTRACT_AGAIN
     if "out of disk" in message.lower():
         return "Free disk space and run again; what is published stays as it was"
     if "Could not set lock" in message or "Conflicting lock" in message:
