@@ -27,7 +27,7 @@ _CELLS = (
 
 def land(start: str, end: str) -> dict[str, Any]:
     """Extract the days."""
-    from usage_pipeline.landing.extraction import land_events
+    from usage_pipeline.landing.replacement import land_events
 
     settings = load_settings()
     clock = Stopwatch()

@@ -16,10 +16,11 @@ import duckdb
 import psycopg2
 from psycopg2.extras import execute_values
 
+from usage_pipeline.audit.gate import blocking_failures
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing.publisher import PublishReport
-from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
 from usage_pipeline.settings import Settings

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import date
 
 from usage_pipeline.audit import notices, places, reconciliation
+from usage_pipeline.audit.gate import blocked, blocking_failures, proof_results, worst_results
 from usage_pipeline.audit.places import Unlike
 from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.days import DayRange, merge_ranges, ranges_of_days
@@ -20,9 +21,9 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import lost_events
 from usage_pipeline.landing.accounts import complete_accounts, land_accounts
 from usage_pipeline.landing.calendar import land_calendar
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions
-from usage_pipeline.landing.repairs import days_to_repair
+from usage_pipeline.landing.replacement import land_events
+from usage_pipeline.landing.stale_days import days_to_repair
 from usage_pipeline.publishing.publisher import PublishReport, publish
 from usage_pipeline.publishing.snapshot import ensure_snapshot, is_published
 from usage_pipeline.serving import published
@@ -34,10 +35,6 @@ from usage_pipeline.warehouse.transform import NodeResult, Transformer
 # Fewer are grouped faster, and leave fewer days in a row group; each pass costs dbt a second.
 EVENTS_A_PASS = 2_500_000
 ANY_NUMBER = float("inf")
-
-# Results of the audit beside those of the dbt tests.
-ROLLUP_EQUALS_LANDING = "rollup_equals_landing"
-LANDING_EQUALS_SOURCE = "landing_equals_source"
 
 Progress = Callable[[str, int, int], None]
 
@@ -107,7 +104,7 @@ class Rollup:
         return manifests
 
     def land_accounts(self) -> dict[str, int]:
-        """Replace the snapshots of the other tables and the calendar; gives rows by table."""
+        """Replace the landed accounts and the calendar; gives rows by table."""
         with self.timings.stage("source"):
             land_calendar(self.settings)
             return land_accounts(self.settings, self._replacing(()))
@@ -297,20 +294,15 @@ class Rollup:
         # First, since tests may fail for want of these days, and say less clearly why.
         lost_events.require_kept(self.settings, partitions(self.settings))
         revision = self.pending.revision()
-        worst: dict[str, NodeResult] = {}
         ranges = self.pending.built() or ranges_of_days([self._newest_day()])
-        for days in ranges:
-            for result in self.transformer.test(days):
-                known = worst.get(result.unique_id)
-                if known is None or _badness(result) > _badness(known):
-                    worst[result.unique_id] = result
-        worst |= {result.unique_id: result for result in self._reconcile(ranges)}
-        notices.record_audit(self.settings, worst.values())
-        if blocking_failures(worst.values()):
+        tested = [result for days in ranges for result in self.transformer.test(days)]
+        results = [*worst_results(tested).values(), *self._prove(ranges)]
+        notices.record_audit(self.settings, results)
+        if blocking_failures(results):
             self.transformer.count_anew()  # whatever was wrong must not outlive its correction
         else:
             self._audited_revision = revision
-        return list(worst.values())
+        return results
 
     def _newest_day(self) -> date:
         landed = landed_manifests(self.settings)
@@ -321,28 +313,13 @@ class Rollup:
             )
         return max(days)
 
-    def _reconcile(self, ranges: Sequence[DayRange]) -> list[NodeResult]:
+    def _prove(self, ranges: Sequence[DayRange]) -> list[NodeResult]:
         """The days about to be published against landing and, for counts and sums, the source."""
         started = time.perf_counter()
         lines = reconciliation.check_built(
             self.settings, self.transformer.usage_daily_models(), self.transformer.meters, ranges
         )
-        seconds = time.perf_counter() - started
-        unlike_landing = [line for line in lines if line.users]
-        unlike_source = [line for line in lines if line.matches is False and not line.users]
-        return [
-            NodeResult(
-                unique_id=f"reconciliation.usage_pipeline.{name}",
-                status="pass" if not found else status,
-                seconds=seconds,
-                failures=len(found),
-                message=", ".join(f"{line.usage_date} {line.metric_type}" for line in found[:10]),
-            )
-            for name, status, found in (
-                (ROLLUP_EQUALS_LANDING, "fail", unlike_landing),
-                (LANDING_EQUALS_SOURCE, "warn", unlike_source),
-            )
-        ]
+        return proof_results(lines, time.perf_counter() - started)
 
     def _passes(self, ranges: list[DayRange]) -> Iterator[DayRange]:
         """Ranges cut so that one dbt pass reads a bounded number of events."""
@@ -377,22 +354,3 @@ def _added(before: list[NodeResult], last: list[NodeResult]) -> list[NodeResult]
     """The results of the last pass, with the seconds of all."""
     spent = {result.unique_id: result.seconds for result in before}
     return [replace(r, seconds=r.seconds + spent.get(r.unique_id, 0.0)) for r in last]
-
-
-def _badness(result: NodeResult) -> tuple[int, int]:
-    """Orders results of one test over several ranges: how it ended first, then rows found."""
-    order = ("pass", "warn", "skipped", "fail", "error")
-    return order.index(result.status), result.failures or 0
-
-
-def blocking_failures(results: Iterable[NodeResult]) -> list[NodeResult]:
-    """The results that forbid publishing; tests of severity `warn` never do."""
-    return [result for result in results if result.status in ("fail", "error")]
-
-
-def blocked(failures: Iterable[NodeResult]) -> UsagePipelineError:
-    """What to tell an operator when tests forbid publishing."""
-    return UsagePipelineError(
-        f"Blocking checks failed: {', '.join(result.name for result in failures)}",
-        "Read the checks in the Dagster UI; the previous snapshot stays published",
-    )

@@ -28,7 +28,7 @@ from support import AppDatabase, assert_published_alike, days, roll_up, snapshot
 
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.landing.landed_days import landed_manifests
-from usage_pipeline.landing.repairs import changed_days
+from usage_pipeline.landing.stale_days import changed_days
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
 

@@ -13,10 +13,11 @@ import pytest
 from support import AppDatabase, build, day, roll_up, snapshot_query
 from typer.testing import CliRunner
 
+from usage_pipeline.audit.gate import blocking_failures
 from usage_pipeline.audit.notices import notices
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import DBT_PROJECT_DIR, Settings
 from usage_pipeline.warehouse import transform
 from usage_pipeline.warehouse.transform import Transformer

@@ -31,7 +31,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import erased_users
 from usage_pipeline.landing.erasing import days_of_user, erase_user
 from usage_pipeline.landing.landed_days import data_files
-from usage_pipeline.landing.repairs import days_to_repair
+from usage_pipeline.landing.stale_days import days_to_repair
 from usage_pipeline.operations.erasure import Trace, erase, find_traces, remedy
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving.exports import export_month, export_user_events

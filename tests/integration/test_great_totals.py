@@ -16,11 +16,12 @@ from support import (
     snapshot_query,
 )
 
+from usage_pipeline.audit.gate import blocking_failures
 from usage_pipeline.audit.reconciliation import reconcile
 from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.publishing.ledger import digest
-from usage_pipeline.rollup import Rollup, blocking_failures
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
 
 NINES = Decimal("9" * 29)

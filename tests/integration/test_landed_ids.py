@@ -24,9 +24,9 @@ from support import (
 )
 
 from usage_pipeline.landing.erasing import days_of_user
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import landed_manifests, sizes
-from usage_pipeline.landing.repairs import days_to_repair
+from usage_pipeline.landing.replacement import land_events
+from usage_pipeline.landing.stale_days import days_to_repair
 from usage_pipeline.operations.erasure import erase
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving.exports import export_user_events

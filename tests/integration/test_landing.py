@@ -25,9 +25,9 @@ from usage_pipeline.infra.postgres import connect
 from usage_pipeline.landing.accounts import ACCOUNT_TABLES, land_accounts
 from usage_pipeline.landing.calendar import land_calendar
 from usage_pipeline.landing.erasing import days_of_user, erase_user
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import landed_manifests
-from usage_pipeline.landing.repairs import changed_days, days_to_repair
+from usage_pipeline.landing.replacement import land_events
+from usage_pipeline.landing.stale_days import changed_days, days_to_repair
 from usage_pipeline.settings import Settings
 
 DAY = date(2024, 3, 10)

@@ -12,9 +12,9 @@ import duckdb
 import pytest
 from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_query
 
-from usage_pipeline.landing import extraction, moved_events
-from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing import extraction, moved_events, replacement
 from usage_pipeline.landing.landed_days import landed_manifests
+from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
@@ -65,7 +65,7 @@ class Place:
 
 @pytest.fixture
 def place(new_database: Any, make_settings: Any, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(extraction, "EVENTS_AT_ONCE", 1)
+    monkeypatch.setattr(replacement, "EVENTS_AT_ONCE", 1)
     database = new_database()
     return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
 
@@ -79,7 +79,7 @@ def test_new_days_are_put_in_place_as_they_come_and_landed_ones_together(place: 
 def test_so_many_events_are_put_in_place_together(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "EVENTS_AT_ONCE", 4)
+    monkeypatch.setattr(replacement, "EVENTS_AT_ONCE", 4)
     place.land(*DAYS)
     assert place.replaced == [{OLD, A}, {B, C}, {LAST}]
 

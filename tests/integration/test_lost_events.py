@@ -25,10 +25,10 @@ from usage_pipeline.app_db.fingerprints import EMPTY
 from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import Manifest, data_files, landed_manifests, partition
-from usage_pipeline.landing.lost_events import lost_days
-from usage_pipeline.landing.repairs import changed_days, days_to_repair, refusal, refused_days
+from usage_pipeline.landing.lost_events import lost_days, refusal, refused_days
+from usage_pipeline.landing.replacement import land_events
+from usage_pipeline.landing.stale_days import changed_days, days_to_repair
 from usage_pipeline.operations.status import summary
 from usage_pipeline.orchestration.launch import dagster_instance
 from usage_pipeline.settings import Settings

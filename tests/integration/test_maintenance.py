@@ -21,11 +21,12 @@ from support import (
     roll_up,
 )
 
+from usage_pipeline.cli.options import check_range
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing.landed_days import check_range, partition
-from usage_pipeline.landing.repairs import changed_days, days_to_repair
-from usage_pipeline.operations.retention import Removed, remove_landed_days, remove_old_files
+from usage_pipeline.landing.landed_days import partition
+from usage_pipeline.landing.stale_days import changed_days, days_to_repair
+from usage_pipeline.operations.old_files import Removed, remove_landed_days, remove_old_files
 from usage_pipeline.orchestration.internals.old_runs import forget_old_runs
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.launch import dagster_instance, run_rollup

@@ -16,9 +16,10 @@ from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_
 from usage_pipeline.app_db.session import count_changes
 from usage_pipeline.days import DayRange
 from usage_pipeline.landing import moved_events
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import landed_manifests
-from usage_pipeline.landing.repairs import changed_days, refusal, refused_days
+from usage_pipeline.landing.lost_events import refusal, refused_days
+from usage_pipeline.landing.replacement import land_events
+from usage_pipeline.landing.stale_days import changed_days
 from usage_pipeline.serving.landed_events import landed_events
 from usage_pipeline.settings import Settings
 

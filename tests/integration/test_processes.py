@@ -27,7 +27,7 @@ from websockets.typing import Origin, Subprotocol
 USES_POSTGRES = """
 import sys; from pathlib import Path
 from usage_pipeline.infra import interrupts; interrupts.install()
-from usage_pipeline.infra.databases import app_database_url
+from usage_pipeline.infra.database_urls import app_database_url
 from usage_pipeline.settings import Settings
 print(app_database_url(Settings(_env_file=None, USAGE_HOME=Path(sys.argv[1]))), flush=True)
 sys.stdin.read()
@@ -270,7 +270,7 @@ def test_up_serves_its_own_pages_only_restarts_what_dies_and_leaves_nothing(home
     assert f"is served already, by process {up.pid} at {own}" in home.stderr()
 
     for part in ("webserver", "daemon", "code server"):
-        (child,) = processes_of(f"orchestration.serve {part}")
+        (child,) = processes_of(f"orchestration.up {part}")
         child.kill()
         said(up, f"The {part} had ended (signal 9) and was started again.\n")
         assert asked(port, "POST", "/graphql", VERSION, **is_json)[0] == 200
@@ -279,7 +279,7 @@ def test_up_serves_its_own_pages_only_restarts_what_dies_and_leaves_nothing(home
     said(up, "The embedded Postgres had ended and was started again.\n")
 
     assert ended(up, signal.SIGTERM) == 0
-    assert not processes_of(str(home.path), "orchestration.serve")
+    assert not processes_of(str(home.path), "orchestration.up")
     socket.create_server(("127.0.0.1", port)).close()
 
 
@@ -289,4 +289,4 @@ def test_up_refuses_a_port_that_is_taken(home: Home) -> None:
         assert home.command("up", "--port", str(port)).wait(PATIENCE_SECONDS) == 1
     assert home.stderr().startswith(f"Error: Port {port} of 127.0.0.1 cannot be used (")
     assert home.stderr().count("\n") == 1
-    assert not processes_of("orchestration.serve")
+    assert not processes_of("orchestration.up")

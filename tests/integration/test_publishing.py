@@ -20,7 +20,7 @@ import pytest
 
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import publish_database_url
+from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing import postgres_tables
 from usage_pipeline.publishing.changes import TableChange

@@ -13,10 +13,11 @@ import pytest
 from support import AppDatabase, assert_published_alike, build, roll_up, snapshot_query
 from typer.testing import CliRunner
 
+from usage_pipeline.audit.gate import ROLLUP_EQUALS_LANDING, blocking_failures
 from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
-from usage_pipeline.rollup import ROLLUP_EQUALS_LANDING, Rollup, blocking_failures
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
 
 ADA, BOB = (str(UUID(int=n << 96)) for n in (0xADA, 0xB0B))

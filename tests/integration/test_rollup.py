@@ -28,12 +28,12 @@ from support import (
     snapshot_tables,
 )
 
+from usage_pipeline.audit.gate import blocking_failures
 from usage_pipeline.audit.notices import notices
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing.extraction import land_events
 from usage_pipeline.landing.landed_days import data_files, landed_manifests
+from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.meters.meter import EVENT_TYPES
-from usage_pipeline.rollup import blocking_failures
 from usage_pipeline.settings import Settings
 
 RANGE = days("2024-03-30", "2024-04-02")

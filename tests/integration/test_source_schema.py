@@ -16,7 +16,7 @@ from support import AppDatabase, assert_published_alike, day, roll_up, snapshot_
 from usage_pipeline.app_db.schema_drift import recent_changes
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.accounts import land_accounts
-from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.orchestration.checks import build_checks
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings

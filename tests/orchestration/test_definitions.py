@@ -12,10 +12,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from usage_pipeline.audit.gate import LANDING_EQUALS_SOURCE, ROLLUP_EQUALS_LANDING
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks.audit import GATE
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
-from usage_pipeline.rollup import LANDING_EQUALS_SOURCE, ROLLUP_EQUALS_LANDING
 from usage_pipeline.settings import Settings
 
 GROUPS = {"app_db", "landing", "staging", "usage", "platform", "reporting", "publishing"}

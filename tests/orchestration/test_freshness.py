@@ -83,7 +83,7 @@ def test_when_nights_stop_every_place_turns_red(
     assert "usage_daily" in red.output  # the published tables
 
     # Landing alone changes nothing for readers.
-    from usage_pipeline.landing.extraction import land_events
+    from usage_pipeline.landing.replacement import land_events
 
     missed = DayRange(ago(4), ago(0))
     land_events(stopped, missed.days())

@@ -13,7 +13,7 @@ import pytest
 from support import AppDatabase, triggers
 
 from usage_pipeline.days import DayRange
-from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.orchestration.jobs import NIGHTLY
 from usage_pipeline.orchestration.partitions import days_of_run
 from usage_pipeline.settings import Settings

@@ -15,7 +15,7 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 from support import day, days, triggers
 
 from usage_pipeline.days import DayRange
-from usage_pipeline.landing.extraction import land_events
+from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.orchestration.names import CHAINED_TAG, DAYS_TAG, USAGE_DAILY
 from usage_pipeline.orchestration.partitions import (

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from support import days
 
+from usage_pipeline.audit.gate import worst_results
 from usage_pipeline.cli.rollups import _left_pending
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.rollup import Rollup, _badness
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.warehouse.transform import NodeResult, _remedy
 
 
@@ -19,11 +20,12 @@ def result(status: str, failures: int | None = None) -> NodeResult:
 def test_an_error_in_one_range_outweighs_a_pass_in_another() -> None:
     # A test that errors finds no rows; counting rows alone would have kept the pass.
     ranges = [result("pass", 0), result("error"), result("warn", 9)]
-    assert max(ranges, key=_badness).status == "error"
+    assert [each.status for each in worst_results(ranges).values()] == ["error"]
 
 
 def test_of_two_failures_the_one_with_more_rows_counts() -> None:
-    assert max([result("fail", 2), result("fail", 7)], key=_badness).failures == 7
+    ranges = [result("fail", 7), result("fail", 2)]
+    assert [each.failures for each in worst_results(ranges).values()] == [7]
 
 
 def test_a_stopped_rollup_notes_the_days_that_it_did_not_come_to(make_settings: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from usage_pipeline.cli.options import check_range
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.postgres import database_error, redact, where
-from usage_pipeline.landing.landed_days import check_range
 from usage_pipeline.settings import Settings, load_settings
 
 SECRET = "hunter2"

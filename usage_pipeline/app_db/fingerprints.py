@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline.app_db.session import ids_are_unique, source_query
 from usage_pipeline.days import DayRange
-from usage_pipeline.infra.databases import app_database_url
+from usage_pipeline.infra.database_urls import app_database_url
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.settings import Settings
 

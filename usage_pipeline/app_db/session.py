@@ -13,7 +13,7 @@ import duckdb
 from psycopg2.extensions import connection as PostgresConnection
 
 from usage_pipeline.app_db.schema_drift import read_shape, record_shape
-from usage_pipeline.infra.databases import app_database_url
+from usage_pipeline.infra.database_urls import app_database_url
 from usage_pipeline.infra.disk import disk_is_full
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb
 from usage_pipeline.infra.postgres import APPLICATION_NAME, conceal, connect, database_error

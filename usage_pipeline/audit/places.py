@@ -18,7 +18,7 @@ import duckdb
 
 from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import publish_database_url
+from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.disk import disk_is_full, scratch
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import database_error

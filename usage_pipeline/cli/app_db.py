@@ -9,7 +9,7 @@ import typer
 from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.cli.options import valid_settings
 from usage_pipeline.cli.show import out, progress
-from usage_pipeline.infra.databases import app_database_url
+from usage_pipeline.infra.database_urls import app_database_url
 from usage_pipeline.settings import Settings
 
 DEMO_EVENTS, DEMO_DAYS, DEMO_USERS, DEMO_SEED = 200_000, 180, 1_500, 7

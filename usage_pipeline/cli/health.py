@@ -13,7 +13,7 @@ from usage_pipeline.audit.reconciliation import Line
 from usage_pipeline.cli.options import DayAfterLast, FirstDay, days_of, valid_settings
 from usage_pipeline.cli.show import out, print_notices, progress, show_steps
 from usage_pipeline.days import DayRange, ranges_of_days
-from usage_pipeline.landing.repairs import refused_days
+from usage_pipeline.landing.lost_events import refused_days
 from usage_pipeline.operations.doctor import examine
 from usage_pipeline.operations.status import spelled, summary
 from usage_pipeline.rollup import Rollup

@@ -10,7 +10,6 @@ import typer
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.landing.landed_days import check_range
 from usage_pipeline.meters.file import load_meters
 from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings, load_settings
 
@@ -65,3 +64,26 @@ def days_of(settings: Settings, start: date | None, end: date | None) -> DayRang
         print_error(error)
         raise typer.Exit(WRONG_USAGE) from None
     return days
+
+
+def check_range(settings: Settings, days: DayRange) -> None:
+    """Refuse days that cannot be rolled up.
+
+    Raises:
+        UsagePipelineError: empty or reversed, not over yet, or before `USAGE_START_DATE`.
+    """
+    if days.start >= days.end:
+        raise UsagePipelineError(
+            f"The start {days.start} is not before the end {days.end}",
+            "The end is exclusive; for one day give the next day as the end",
+        )
+    if days.end > settings.today():
+        raise UsagePipelineError(
+            f"{days.end - timedelta(days=1)} is not over yet in {settings.timezone}",
+            f"Roll up days before {settings.today()}",
+        )
+    if days.start < settings.start_date:
+        raise UsagePipelineError(
+            f"{days.start} is before the first partition, {settings.start_date}",
+            "Set USAGE_START_DATE to an earlier date, or start later",
+        )

@@ -22,10 +22,10 @@ from usage_pipeline.cli.show import out, print_notices, progress, show_steps
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
-from usage_pipeline.infra.databases import app_database_url, dagster_database_url
+from usage_pipeline.infra.database_urls import app_database_url, dagster_database_url
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.infra.processes import collect_rarely
-from usage_pipeline.landing.repairs import refusal
+from usage_pipeline.landing.lost_events import refusal
 from usage_pipeline.operations.status import monthly_totals, spelled
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings, begin_with
@@ -203,6 +203,6 @@ def up(
     settings = valid_settings()
     with interrupts.awaited() as stopped:
         _require_databases(settings)
-        from usage_pipeline.orchestration.serve import serve
+        from usage_pipeline.orchestration.up import serve
 
         serve(settings, port, stopped, lambda words: out.print(words, soft_wrap=True))

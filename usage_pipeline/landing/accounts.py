@@ -9,8 +9,8 @@ from usage_pipeline.app_db.session import open_source, scan, source_query
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted, write_parquet
 from usage_pipeline.landing.erased_users import leave_out_erased
-from usage_pipeline.landing.extraction import NOBODY_ELSE
 from usage_pipeline.landing.landed_days import in_use
+from usage_pipeline.landing.replacement import NOBODY_ELSE
 from usage_pipeline.settings import Settings
 
 # Years 1 to 9999, which all engines and Python's dates have, less the day that a time zone moves
@@ -23,7 +23,7 @@ ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits"
 def land_accounts(
     settings: Settings, replacing: AbstractContextManager[None] = NOBODY_ELSE
 ) -> dict[str, int]:
-    """Replace the snapshots of the other source tables, all from one state.
+    """Replace the landed accounts, all from one state of the source.
 
     Args:
         replacing: entered around the renames, when the source is closed already.
@@ -62,7 +62,7 @@ def land_accounts(
 
 
 def complete_accounts(settings: Settings) -> None:
-    """Give snapshots that an older release landed the columns that staging reads now. The caller is
+    """Give accounts that an older release landed the columns that staging reads now. The caller is
     the single writer."""
     path = settings.landing_dir / "plan_limits.parquet"
     if not path.exists():

@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from usage_pipeline.app_db.fingerprints import fingerprint
-from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.disk import locked
 from usage_pipeline.settings import Settings
@@ -108,29 +107,6 @@ def partition(folder: Path, day: date) -> Path:
 def data_files(folder: Path, day: date) -> list[Path]:
     """The Parquet files of a day; none when it was never landed."""
     return sorted(partition(folder, day).glob("part-*.parquet"))
-
-
-def check_range(settings: Settings, days: DayRange) -> None:
-    """Refuse days that cannot be rolled up.
-
-    Raises:
-        UsagePipelineError: empty or reversed, not over yet, or before `USAGE_START_DATE`.
-    """
-    if days.start >= days.end:
-        raise UsagePipelineError(
-            f"The start {days.start} is not before the end {days.end}",
-            "The end is exclusive; for one day give the next day as the end",
-        )
-    if days.end > settings.today():
-        raise UsagePipelineError(
-            f"{days.end - timedelta(days=1)} is not over yet in {settings.timezone}",
-            f"Roll up days before {settings.today()}",
-        )
-    if days.start < settings.start_date:
-        raise UsagePipelineError(
-            f"{days.start} is before the first partition, {settings.start_date}",
-            "Set USAGE_START_DATE to an earlier date, or start later",
-        )
 
 
 @contextmanager

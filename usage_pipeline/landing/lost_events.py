@@ -2,7 +2,7 @@
 
 An extraction with fewer events than the day has is a correction or a loss. It is a correction in
 the look-back window and up to a share, or when an operator says so; else the day is refused, and
-keeps what it has. `extraction` asks here, and remembers a refusal in the day's manifest.
+keeps what it has, and its manifest says so. `replacement` asks here.
 
 A refused day whose files are damaged cannot be built any more. It is *lost*: its files are set
 aside, and its rows in the warehouse stay what they were when they could be built.
@@ -10,23 +10,33 @@ aside, and its rows in the warehouse stay what they were when they could be buil
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
 
+from usage_pipeline.app_db.fingerprints import source_fingerprints
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
-from usage_pipeline.landing.landed_days import Manifest, landed_manifests, partitions_in
+from usage_pipeline.landing.landed_days import (
+    MANIFEST,
+    Manifest,
+    data_files,
+    landed_manifests,
+    partition,
+    partitions_in,
+)
 from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
 
-_RANGES_SHOWN = 5
+_DAYS_SHOWN = _RANGES_SHOWN = 5
 
 
 class PublishedDay(NamedTuple):
@@ -74,6 +84,110 @@ def is_correction(settings: Settings, day: date, had: int, found: int) -> bool:
     """Whether a day may go from `had` to `found` events without an operator's word."""
     recent = day >= settings.today() - timedelta(days=settings.lookback_days)
     return found >= had or (recent and had - found <= settings.max_lost_share * had)
+
+
+def at_stake(
+    settings: Settings,
+    day: date,
+    manifest: Manifest | None,
+    published: Mapping[date, PublishedDay],
+) -> Manifest | None:
+    """What the day has that could be lost: sound files, or rows that are published.
+
+    Without sound files it is a manifest without files; None when there is nothing to lose.
+    """
+    if manifest and manifest.files and manifest.fits(data_files(settings.events_dir, day)):
+        return manifest
+    if day not in published:
+        return None
+    if manifest:
+        return replace(manifest, files={}, previous_files={})
+    found = published[day]
+    last, read = (
+        moment.astimezone(UTC).isoformat() if moment else None
+        for moment in (found.last_event_at, found.extracted_at)
+    )
+    return Manifest(
+        usage_date=day.isoformat(),
+        timezone=settings.timezone,
+        event_data=settings.land_event_data,
+        rows=found.events,
+        invalid_rows=0,
+        duplicate_rows=0,
+        sum_quantity=format(found.sum_quantity or Decimal(0), "f"),
+        max_created_at=last,
+        fingerprint="",
+        extracted_at=read or datetime.min.replace(tzinfo=UTC).isoformat(),
+        files={},
+    )
+
+
+def refuse(settings: Settings, day: date, kept: Manifest, temporary: Path) -> None:
+    """Write the manifest of a day that keeps what it has; set its files aside if damaged."""
+    temporary.write_text(json.dumps(asdict(kept), indent=1))
+    target = partition(settings.events_dir, day) / MANIFEST
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not kept.lost:
+        temporary.replace(target)
+        found_again(settings, day)
+        return
+    # Killed anywhere in here, the day is damaged still, and the next run comes here again.
+    damaged = set_aside(settings, day)
+    temporary.replace(target)
+    for path in data_files(settings.events_dir, day):
+        path.replace(damaged / path.name)
+
+
+def require_events_to_recut(settings: Settings, recut: Mapping[date, Manifest]) -> None:
+    """Days of another time zone are cut anew together, or not at all, because events move between
+    them. The source is asked for the days as they were cut: none may lack events.
+
+    Raises:
+        UsagePipelineError: some do, or the source cannot be read.
+    """
+    fewer: dict[date, tuple[int, int]] = {}
+    zones = sorted({manifest.timezone for manifest in recut.values()})
+    for zone in zones:
+        then = settings.model_copy(update={"timezone": zone})
+        for days in ranges_of_days(day for day, m in recut.items() if m.timezone == zone):
+            for day, state in source_fingerprints(then, days).items():
+                had, found = recut[day].rows + recut[day].duplicate_rows, int(state.split()[0])
+                if not is_correction(settings, day, had, found):
+                    fewer[day] = had, found
+    if fewer:
+        shown = [
+            f"{day} (has {had:,}, source {found:,})"
+            for day, (had, found) in sorted(fewer.items())[:_DAYS_SHOWN]
+        ]
+        more = f" and {len(fewer) - len(shown)} more days" if len(fewer) > len(shown) else ""
+        raise UsagePipelineError(
+            f"USAGE_TIMEZONE was {', '.join(zones)} and is {settings.timezone}, so all days are cut"
+            f" anew, but the source has fewer events of {', '.join(shown)}{more}",
+            f"Set it to {zones[0]} again, or take what the source has: "
+            + allowing([DayRange(min(fewer), max(fewer) + timedelta(days=1))]),
+        )
+
+
+def refused_days(settings: Settings) -> dict[date, Manifest]:
+    """Days that keep more events than the source has, oldest first."""
+    return {day: m for day, m in landed_manifests(settings).items() if m.refused}
+
+
+def refusal(refused: Iterable[Manifest]) -> UsagePipelineError:
+    """What to tell an operator of refused days, and what to do."""
+    days = {date.fromisoformat(manifest.usage_date): manifest for manifest in refused}
+    shown = [
+        f"{day} (has {m.rows:,}, source {m.refused_rows:,}{', files damaged' if m.lost else ''}"
+        f"{', some of them counted twice' if m.twice else ''})"
+        for day, m in list(days.items())[:_DAYS_SHOWN]
+    ]
+    more = f" and {len(days) - len(shown)} more days" if len(days) > len(shown) else ""
+    return UsagePipelineError(
+        f"The source has fewer events than landed or published, so nothing was changed for "
+        f"{', '.join(shown)}{more}",
+        "Bring the events back into the source and roll the days up, or take what it has: "
+        + allowing(ranges_of_days(days)),
+    )
 
 
 def set_aside(settings: Settings, day: date) -> Path:

@@ -1,6 +1,6 @@
 """Events that are landed in one day and stand in another: which days they concern.
 
-What follows from that is decided in `extraction`.
+What follows from that is decided in `replacement`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What an operator asks for: status, doctor, erasure, retention."""
+"""What an operator asks for: status, doctor, erasure, removal of what is old."""

@@ -14,7 +14,7 @@ from psycopg2.extensions import cursor as Cursor
 from usage_pipeline.app_db.fingerprints import FINGERPRINT_TIMEOUT
 from usage_pipeline.app_db.session import source_query
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import (
+from usage_pipeline.infra.database_urls import (
     app_database_url,
     dagster_database_url,
     publish_database_url,

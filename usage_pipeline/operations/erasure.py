@@ -20,7 +20,7 @@ import duckdb
 
 from usage_pipeline.days import ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import dagster_database_url, publish_database_url
+from usage_pipeline.infra.database_urls import dagster_database_url, publish_database_url
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import compact, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect

@@ -9,7 +9,8 @@ from decimal import Decimal
 from usage_pipeline.audit.freshness import freshness, last_publish
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.landing.landed_days import landed_manifests
-from usage_pipeline.landing.repairs import days_to_repair, refusal
+from usage_pipeline.landing.lost_events import refusal
+from usage_pipeline.landing.stale_days import days_to_repair
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
-from usage_pipeline.infra.databases import dagster_database_url
+from usage_pipeline.infra.database_urls import dagster_database_url
 from usage_pipeline.infra.postgres import database_error
 from usage_pipeline.infra.processes import lives, this_process
 from usage_pipeline.orchestration.failures import expected_words, unexpected_error

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from usage_pipeline.operations import retention
+from usage_pipeline.operations import old_files
 from usage_pipeline.orchestration.failures import one_line_failures
 from usage_pipeline.orchestration.internals.old_runs import forget_old_runs
 from usage_pipeline.rollup import Rollup
@@ -17,9 +17,9 @@ def clean_up(context: dg.OpExecutionContext, rollup: dg.ResourceParam[Rollup]) -
     settings = rollup.settings
     before = datetime.now(UTC) - timedelta(days=settings.run_retention_days)
     runs = forget_old_runs(context.instance, before)
-    files = retention.remove_old_files(settings, before)
+    files = old_files.remove_old_files(settings, before)
     with one_line_failures():
-        days = retention.remove_landed_days(settings)
+        days = old_files.remove_landed_days(settings)
     context.add_output_metadata(
         {
             "runs removed": runs.removed,

@@ -23,7 +23,7 @@ import duckdb
 
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra import permissions
-from usage_pipeline.infra.databases import publish_database_url
+from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect

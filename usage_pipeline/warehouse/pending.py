@@ -90,7 +90,7 @@ class PendingDays:
         return days
 
     def landed(self, ranges: Iterable[DayRange]) -> None:
-        """Landing was replaced: days that this process asked for, or snapshots of other tables.
+        """Landing was replaced: days that this process asked for, or accounts.
         The caller is the single writer."""
         with self._changing() as state:
             self._discard_untrusted(state)

@@ -1,6 +1,6 @@
 {{ config(tags=['daily']) }}
 
--- The snapshots as changes on days, so that totals as of any day or month are running sums.
+-- The accounts as changes on days, so that totals as of any day or month are running sums.
 -- A departure dated before its arrival is taken on the day of arrival: no total goes below zero.
 -- Whoever arrived on no known day is in no total.
 

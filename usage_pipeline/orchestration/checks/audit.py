@@ -5,16 +5,16 @@ from typing import Any
 
 import dagster as dg
 
-from usage_pipeline.orchestration.dbt_nodes import described, tested_asset
-from usage_pipeline.orchestration.failures import one_line_failures
-from usage_pipeline.orchestration.names import USAGE_DAILY, WAREHOUSE_POOL
-from usage_pipeline.rollup import (
+from usage_pipeline.audit.gate import (
     LANDING_EQUALS_SOURCE,
     ROLLUP_EQUALS_LANDING,
-    Rollup,
     blocked,
     blocking_failures,
 )
+from usage_pipeline.orchestration.dbt_nodes import described, tested_asset
+from usage_pipeline.orchestration.failures import one_line_failures
+from usage_pipeline.orchestration.names import USAGE_DAILY, WAREHOUSE_POOL
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.warehouse.transform import NodeResult
 
 GATE = dg.AssetCheckKey(dg.AssetKey(["reporting", "usage_summary"]), "blocking_tests_pass")

@@ -11,7 +11,7 @@ from usage_pipeline.audit.notices import (
     row_count,
     unknown_event_types,
 )
-from usage_pipeline.landing.repairs import refusal, refused_days
+from usage_pipeline.landing.lost_events import refusal, refused_days
 from usage_pipeline.orchestration.names import LANDED_EVENTS, SNAPSHOT
 from usage_pipeline.rollup import Rollup
 

@@ -13,7 +13,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
 
-from usage_pipeline.infra.databases import dagster_database_url
+from usage_pipeline.infra.database_urls import dagster_database_url
 from usage_pipeline.settings import load_settings
 
 _POOL_RECYCLE_SECONDS = 3600

@@ -8,7 +8,7 @@ from datetime import timedelta
 import dagster as dg
 
 from usage_pipeline.days import DayRange, ranges_of_days
-from usage_pipeline.landing.repairs import changed_days
+from usage_pipeline.landing.stale_days import changed_days
 from usage_pipeline.orchestration.failures import one_line_failures
 from usage_pipeline.orchestration.internals.job_type import AssetJob
 from usage_pipeline.orchestration.partitions import day_tags

@@ -26,12 +26,8 @@ import psutil
 import yaml
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import (
-    app_database_url,
-    dagster_database_url,
-    keep_embedded,
-    leave_embedded_and_exit,
-)
+from usage_pipeline.infra.database_urls import app_database_url, dagster_database_url
+from usage_pipeline.infra.embedded_postgres import keep_embedded, leave_embedded_and_exit
 from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.orchestration.launch import prepare_dagster_home
 from usage_pipeline.settings import Settings, load_settings

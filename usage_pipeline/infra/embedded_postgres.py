@@ -1,4 +1,4 @@
-"""The embedded Postgres, and which database URL is in force. No SQL of the pipeline here."""
+"""The embedded Postgres: started by the first process that uses it, stopped by the last."""
 
 from __future__ import annotations
 
@@ -33,27 +33,6 @@ _LOCK, _USERS = "postgres.lock", "postgres.users"
 _START_ATTEMPTS = 5  # a killed server's own processes take a moment to end
 _servers: dict[Path, Any] = {}
 _uses: dict[Path, int] = {}
-
-
-def app_database_url(settings: Settings) -> str:
-    """The source database; starts the embedded server when no URL is set."""
-    if settings.app_database_url:
-        return settings.app_database_url.get_secret_value()
-    return embedded_url(settings, APP_DATABASE)
-
-
-def publish_database_url(settings: Settings) -> str:
-    """The database that tables are published to; the source's when no URL is set."""
-    if settings.publish_database_url:
-        return settings.publish_database_url.get_secret_value()
-    return app_database_url(settings)
-
-
-def dagster_database_url(settings: Settings) -> str:
-    """Dagster's storage; the embedded server's when no URL is set."""
-    if settings.dagster_pg_url:
-        return settings.dagster_pg_url.get_secret_value()
-    return embedded_url(settings, DAGSTER_DATABASE)
 
 
 def embedded_url(settings: Settings, database: str) -> str:
