@@ -185,7 +185,7 @@ def dlt(url: str, day: str, backend: Any, directory: str) -> dict[str, Any]:
     with duckdb.connect(str(path), read_only=True) as db:
         described = db.execute("describe loaded.usage_events").fetchall()
     types = {name: kind for name, kind, *_ in described}
-    return {**spent, "quantity_type": types["quantity"], "database": str(path)}
+    return {**spent, "quantity_type": types["quantity"], "database": path.name}
 
 
 def _bounds(day: str) -> tuple[str, str]:

@@ -209,7 +209,7 @@ class Run:
             )
             if loaded:
                 ours = _landing(home) / _partition(SMALL_DAY)
-                self.check(key, "events", ours=ours, theirs=loaded.figures["database"])
+                self.check(key, "events", ours=ours, theirs=directory / loaded.figures["database"])
 
     def _rebuild(self) -> None:
         start = self.shape.history_start
