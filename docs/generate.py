@@ -18,6 +18,7 @@ from typing import Any
 import typer
 import yaml
 
+from usage_pipeline.alerts import limits
 from usage_pipeline.cli.main import app
 from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import SERVED_TABLES
@@ -81,8 +82,11 @@ def outputs() -> str:
         )
         for table in SERVED_TABLES
     )
-    view = (f"`{aggregations.NAME}`", "id", _first_sentence(aggregations.DESCRIPTION))
-    return _table(("table", "key", "holds"), [*rows, view])
+    others = (
+        (f"`{aggregations.NAME}`", "id", _first_sentence(aggregations.DESCRIPTION)),
+        (f"`{limits.NAME}`", ", ".join(limits.KEY), limits.DESCRIPTION),
+    )
+    return _table(("table", "key", "holds"), [*rows, *others])
 
 
 def decisions() -> str:

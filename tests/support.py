@@ -100,7 +100,9 @@ def roll_up(
     rollup = build(settings, *ranges, allow_fewer_events=allow_fewer_events)
     failures = blocking_failures(rollup.audit())
     assert not failures, [(failure.name, failure.message) for failure in failures]
-    return rollup.publish(run_id)
+    report = rollup.publish(run_id)
+    rollup.raise_alerts()
+    return report
 
 
 def triggers(settings: Settings) -> dict[str, Any]:

@@ -101,12 +101,13 @@ def test_example_environment_names_exactly_the_settings() -> None:
 def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
     documented = {row[0]: row[1] for row in _rows(_section(README, "Outputs"))}
     tables = {table.name: ", ".join(table.key) for table in SERVED_TABLES}
-    assert documented == {**tables, "usage_aggregations": "id"}
+    alerts = "scope, user_id, org_id, metric_type, month, threshold"
+    assert documented == {**tables, "usage_aggregations": "id", "usage_alerts": alerts}
 
 
 def test_commands_fit_into_the_list_of_help() -> None:
     described = {row[0]: row[1] for row in _rows(_section(README, "Commands"))}
-    assert len(described) == 10
+    assert len(described) == 11
     assert {name: text for name, text in described.items() if len(text) > 60} == {}
 
 
@@ -118,7 +119,7 @@ def test_commands_in_the_documentation_exist(path: Path) -> None:
     }
     for typed in re.findall(r"(?:^|`|bin/)(usage-pipeline [a-z][^`\n|]*)", path.read_text(), re.M):
         words = typed.split()
-        name = " ".join(words[: 3 if words[1] == "app-db" else 2])
+        name = " ".join(words[: 3 if words[1] in ("alerts", "app-db") else 2])
         assert name in commands, typed
         used = {word for word in words if word.startswith("--")} - {"--help", "--debug"}
         assert used <= commands[name], typed
@@ -184,6 +185,8 @@ def test_every_key_and_aggregation_of_a_meter_is_documented() -> None:
         "dimensions",
         "unit",
         "description",
+        "alert_at",
+        "alert_every",
     }
     listed = " ".join(row[0] for row in _rows(_section(METERS, "Aggregations")))
     assert set(re.findall(r"\w+", listed)) == set(AGGREGATIONS)

@@ -1,4 +1,4 @@
-"""A rollup, step by step, without Dagster: land, build days, build months, audit, publish.
+"""A rollup, step by step, without Dagster: land, build days, build months, audit, publish, alert.
 
 The steps share the pending days (see `warehouse.pending`): every build covers the days of the
 run and all days that an earlier run left unpublished, and only what was audited is published.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 
+from usage_pipeline.alerts import limits
+from usage_pipeline.alerts.limits import AlertReport
 from usage_pipeline.audit import notices, places, reconciliation
 from usage_pipeline.audit.gate import blocked, blocking_failures, proof_results, worst_results
 from usage_pipeline.audit.places import Unlike
@@ -245,6 +247,9 @@ class Rollup:
                 published before stays as it was.
         """
         with self._writing("publishing", "publishing"):
+            # What a run was killed before it was judged, lest a new month takes its place.
+            with suppress(UsagePipelineError):
+                limits.judge(self.settings, self.transformer.meters, only_new=True)
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()
                 self._require_audit()
@@ -257,6 +262,24 @@ class Rollup:
                 may_shrink=self.allow_fewer_events,
             )
             self.pending.remove(ranges)
+            return report
+
+    def raise_alerts(self) -> AlertReport:
+        """Compare what is published with the limits of plans, and note who is to be told.
+
+        Raises:
+            UsagePipelineError: a database fails; the next rollup makes up for it. What was
+                published stays.
+        """
+        with self.timings.stage("alerts"):
+            try:
+                report = limits.judge(self.settings, self.transformer.meters)
+            except UsagePipelineError as error:
+                notices.record_alerts(self.settings, "", str(error))
+                raise UsagePipelineError(
+                    f"Published, but not compared with limits: {error.problem}", error.remedy
+                ) from error
+            notices.record_alerts(self.settings, report.snapshot_id)
             return report
 
     def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:

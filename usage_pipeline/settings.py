@@ -330,6 +330,11 @@ class Settings(BaseSettings):
         return self.home / "audit.json"
 
     @property
+    def alerts_path(self) -> Path:
+        """What was last compared with limits; see `audit.notices`."""
+        return self.home / "alerts.json"
+
+    @property
     def serving_dir(self) -> Path:
         return self.home / "serving"
 

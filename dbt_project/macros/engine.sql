@@ -188,6 +188,12 @@
   end
 {%- endmacro %}
 
+{% macro reaches_share(used, limit, share, ratio) -%} {{ adapter.dispatch('reaches_share')(used, limit, share, ratio) }} {%- endmacro %}
+{# Whether used is at least that share of a limit, exactly; by their rounded ratio where the share cannot be held. #}
+{% macro duckdb__reaches_share(used, limit, share, ratio) -%}
+  coalesce(try({{ used }} >= {{ limit }} * {{ share }}), {{ ratio }} >= {{ share }})
+{%- endmacro %}
+
 {% macro difference(left, right) -%} {{ adapter.dispatch('difference')(left, right) }} {%- endmacro %}
 {# left - right of two DECIMAL(38,9); null when that cannot be held. #}
 {% macro duckdb__difference(left, right) -%} try({{ left }} - {{ right }}) {%- endmacro %}

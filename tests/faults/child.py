@@ -24,6 +24,7 @@ import psycopg2
 from dbt.task.run import ModelRunner
 from support import roll_up
 
+from usage_pipeline.alerts import limits, outbox
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import extraction
@@ -182,6 +183,9 @@ KILLS: dict[str, Harm] = {
     "before the Parquet marker": _before(Path, "replace", _onto("*/_snapshot.json")),
     "before the days are published": _before(PendingDays, "remove"),
     "after the days are published": At(PendingDays, "remove"),
+    "before limits are compared": _before(limits, "judge", lambda *args: True, 2),
+    "before alerts are committed": At(outbox, "add"),
+    "after alerts are committed": At(limits, "judge", lambda *args: True, 2),
     "between two exports": At(Path, "replace", _onto("*/exports/*/??/*.csv"), nth=3),
     "before the manifest of exports": _before(Path, "replace", _onto("*/exports/*/manifest.csv")),
 }

@@ -107,7 +107,12 @@ def ratio(numerator: Decimal, denominator: Decimal) -> Decimal | None:
 
 @dataclass
 class Oracle:
-    """The tables of one state of the source."""
+    """The tables of one state of the source.
+
+    Attributes:
+        subscriber: the user whose all subscriptions are.
+        limits: of plan and metric; None is unlimited.
+    """
 
     zone: ZoneInfo
     start: date
@@ -117,6 +122,8 @@ class Oracle:
     users: list[Account]
     orgs: list[Account]
     subscriptions: list[Account]
+    subscriber: str
+    limits: dict[tuple[str, str], Decimal | None]
 
     def day(self, moment: datetime) -> date:
         return moment.astimezone(self.zone).date()
@@ -155,6 +162,7 @@ class Oracle:
             "subscriptions_by_plan_daily": list(self._plans()),
             "user_retention_monthly": list(self._retention()),
             "usage_summary": list(self._summary()),
+            "usage_limit_status": list(self._limit_status()),
             "usage_daily_by_dimension": list(self._dimensions()),
             "invalid_usage_events": [
                 {
@@ -405,6 +413,41 @@ class Oracle:
                             "event_count": len(now),
                         }
 
+    def _limit_status(self) -> Iterator[Row]:
+        held = {account.plan for account in self.subscriptions if self._alive([account], self.last)}
+        for scope in ("user", "org"):
+            for metric, counted in self.counted.items():
+                groups: dict[str, list[Counted]] = defaultdict(list)
+                for each in counted:
+                    subject = each.event.org_id if scope == "org" else each.event.user_id
+                    wanted = scope == "org" or each.event.org_id is None
+                    if subject and wanted and month(each.day) == month(self.last):
+                        groups[subject].append(each)
+                for subject, members in groups.items():
+                    plans = held if held and subject == self.subscriber else {"free"}
+                    speaking = [plan for plan in plans if plan and (plan, metric) in self.limits]
+                    if speaking:
+                        plan = max(sorted(speaking), key=lambda p: self._generosity(p, metric))
+                        limit = self.limits[plan, metric]
+                        used = self.total(metric, members)
+                        unknown = limit is not None and limit < 0
+                        yield {
+                            "scope": scope,
+                            "user_id": subject if scope == "user" else None,
+                            "org_id": subject if scope == "org" else None,
+                            "metric_type": metric,
+                            "month": month(self.last),
+                            "plan": plan,
+                            "used_quantity": used,
+                            "limit_quantity": None if unknown else limit,
+                            "used_ratio": ratio(used, limit) if limit and not unknown else None,
+                            "status": None if unknown else status(used, limit),
+                        }
+
+    def _generosity(self, plan: str, metric: str) -> Decimal:
+        limit = self.limits[plan, metric]
+        return Decimal("Infinity") if limit is None else max(limit, Decimal(-1))
+
     def _dimensions(self) -> Iterator[Row]:
         for meter in self.meters:
             if not meter.dimension:
@@ -424,6 +467,14 @@ class Oracle:
                     "total_quantity": self.total(meter.key, members),
                     "event_count": len(members),
                 }
+
+
+def status(used: Decimal, limit: Decimal | None) -> str:
+    if limit is None or (limit == 0 and used <= 0):
+        return "ok"
+    if used >= limit:
+        return "exceeded"
+    return "warning" if used >= EXACT.multiply(limit, Decimal("0.8")) else "ok"
 
 
 def every_day(first: date, last: date) -> list[date]:

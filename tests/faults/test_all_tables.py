@@ -115,6 +115,7 @@ class Step:
     users: list[Account]
     orgs: list[Account]
     subscriptions: list[Account]
+    limits: dict[tuple[str, str], Decimal | None]
     zone: str
     start: str
     meters: int
@@ -130,6 +131,14 @@ STEPS = st.builds(
     users=st.lists(PEOPLE, max_size=4),
     orgs=st.lists(PEOPLE, max_size=2),
     subscriptions=st.lists(ACCOUNTS, max_size=3),
+    limits=st.dictionaries(
+        st.tuples(
+            st.sampled_from(["free", "pro"]),
+            st.sampled_from([meter.key for meters in METERS for meter in meters]),
+        ),
+        st.sampled_from([None, *map(Decimal, ("-1", "0", "1e-9", "1", "2.5", "1e5", "1e28"))]),
+        max_size=12,
+    ),
     zone=st.sampled_from(ZONES),
     start=st.sampled_from(STARTS),
     meters=st.integers(0, len(METERS) - 1),
@@ -149,7 +158,7 @@ class World:
 
     def begin(self) -> None:
         self.database.execute(
-            "truncate usage_events, users, orgs, org_members, subscriptions;"
+            "truncate usage_events, users, orgs, org_members, subscriptions, plan_limits;"
             " drop schema if exists usage cascade"
         )
         shutil.rmtree(self.settings.home, ignore_errors=True)
@@ -168,7 +177,9 @@ class World:
             if self.events:
                 at = number % len(self.events)
                 self.events[at] = replace(event, id=self.events[at].id)
-        self.database.execute("truncate usage_events, users, orgs, org_members, subscriptions")
+        self.database.execute(
+            "truncate usage_events, users, orgs, org_members, subscriptions, plan_limits"
+        )
         self.database.insert(
             "usage_events",
             [
@@ -192,6 +203,7 @@ class World:
                 (201, step.subscriptions),
             )
         )
+        self.limits = step.limits
         self._insert_accounts()
         self.meters = list(METERS[step.meters])
         self.settings = self._make_settings(
@@ -216,6 +228,7 @@ class World:
                 for each in self.subscriptions
             ],
         )
+        self.database.insert("plan_limits", [(*key, limit) for key, limit in self.limits.items()])
 
     def _meters_file(self) -> Path:
         meters = [
@@ -261,6 +274,8 @@ class World:
             users=self.users,
             orgs=self.orgs,
             subscriptions=self.subscriptions,
+            subscriber=uuid(1),
+            limits=self.limits,
         ).tables()
 
 

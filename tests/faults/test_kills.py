@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from faults.child import EXPLAINED, KILLS, LOSSES
@@ -28,6 +30,11 @@ QUICK_POINTS = (
     "between two exports",
 )
 KILLS_AT_RANDOM, QUICK_KILLS = 200, 2
+ALERTS_POINTS = (
+    "before limits are compared",
+    "before alerts are committed",
+    "after alerts are committed",
+)
 
 # What the killed run has to bring in: a late event, an invalid one, a lost user, corrections,
 # events that move to the next day, a new user and the end of a subscription.
@@ -144,6 +151,35 @@ def test_a_fault_at_a_point(house: House, undisturbed: Undisturbed, point: str) 
     # A run that died before it asked for its days has to be asked again.
     name = "the same days" if unchanged and house.asks_for_nothing() else "another day"
     repair(house, undisturbed, name)
+
+
+@pytest.mark.parametrize("alerts_point", ALERTS_POINTS)
+def test_alerts_of_a_killed_run_are_told_once_even_in_a_new_month(
+    house: House, alerts_point: str
+) -> None:
+    house.put_back()
+    database, april = house.database, day("2024-04-01")
+    person = "00000000-0000-4000-8000-0000000000aa"
+    # nobody else uses that much
+    database.execute("insert into plan_limits values ('free', 'api_call', 1e12)")
+    event = (str(UUID(int=1)), person, None, "api_call", None, "1e12", "2024-04-01T12:00Z")
+    database.insert("usage_events", [event])
+    process = house.start(april, alerts_point)
+    process.join()
+    assert process.exitcode == -9
+    status = "select user_id::text, status from usage.usage_limit_status where status <> 'ok'"
+    assert database.query(status) == [(person, "exceeded")]
+    alerts = "select user_id::text, month::text, threshold from usage.usage_alerts order by 3"
+    committed = alerts_point == "after alerts are committed"
+    crossed = [(person, "2024-04-01", Decimal(share)) for share in ("0.8", "1")]
+    assert database.query(alerts) == (crossed if committed else [])
+
+    for _ in range(2):
+        house.run(day("2024-05-01"))
+        assert database.query(status) == []
+        assert database.query(alerts) == crossed
+        assert database.query("select event_type from usage.outbox") == [("usage.limit_exceeded",)]
+    house.assert_at_rest()
 
 
 def test_killed_at_a_random_time(house: House, undisturbed: Undisturbed, seed: int) -> None:

@@ -79,7 +79,7 @@ def _empty_landing(settings: Settings) -> None:
         "plan text, status text, created_date date, canceled_date date",
         settings.landing_dir
         / "plan_limits.parquet": "plan text, metric_type text, limit_quantity decimal(38,9), "
-        "limit_raw text",
+        "limit_raw text, member_limit_quantity decimal(38,9), member_limit_raw text",
         settings.landing_dir
         / "calendar.parquet": "calendar_date date, starts_at timestamptz, ends_at timestamptz",
     }

@@ -65,6 +65,9 @@ WAREHOUSE_TABLES = {
     " metric_type varchar, as_of_date date, window_start timestamptz, window_end timestamptz,"
     " total_quantity decimal(38,9), previous_quantity decimal(38,9),"
     " change_ratio decimal(38,9), event_count bigint",
+    "usage_limit_status": "scope varchar, user_id uuid, org_id uuid, metric_type varchar,"
+    " month date, plan varchar, used_quantity decimal(38,9), limit_quantity decimal(38,9),"
+    " used_ratio decimal(38,9), status varchar",
     "usage_daily_by_dimension": "usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
     " dimension varchar, dimension_value varchar, total_quantity decimal(38,9),"
     " event_count bigint",
@@ -111,6 +114,10 @@ ROWS = f"""
     insert into usage_summary values
         ('platform', null, null, 'week', 'api_call', '2025-04-01', getvariable('morning'),
          getvariable('morning'), 5.25, null, null, 6);
+    insert into usage_limit_status values
+        ('user', '{ADA}', null, 'api_call', '2025-04-01', 'free', -3.25, null, null, 'ok'),
+        ('org', null, '{ORG}', 'api_call', '2025-04-01', 'team', 1.5, 1.5, 1, 'exceeded'),
+        ('member', '{ADA}', '{ORG}', 'api_call', '2025-04-01', 'team', null, 0, null, null);
     insert into platform_metrics_daily values
         ('2025-04-01', 2, 0, 2, 2, 2, 0.333333333, 1, 0, 1, 0, 5);
     insert into usage_daily_by_dimension values

@@ -116,6 +116,7 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
         "row_count_is_usual",
         "source_schema_is_unchanged",
         "event_types_are_known",
+        "alerts_are_raised",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_the_default_file_sums_the_quantity_of_each_event_type() -> None:
     assert not any(meter.reads_event_data for meter in meters)
 
 
+@pytest.mark.parametrize(
+    ("keys", "thresholds"),
+    [
+        ("", ["0.8", "1"]),
+        ("alert_at: []", []),
+        ("alert_at: [120%, 50 %, 1.0, 1.1]", ["0.5", "1", "1.1", "1.2"]),
+        ("alert_at: [12.5%, 0.000000001]", ["0.000000001", "0.125"]),
+        (
+            "alert_at: [10%, 30%, 50%, 100%]\n    alert_every: 100%",
+            ["0.1", "0.3", "0.5", *map(str, range(1, 101))],
+        ),
+    ],
+)
+def test_alerts_are_at_shares_of_a_limit(keys: str, thresholds: list[str], tmp_path: Path) -> None:
+    text = f"meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    {keys}\n"
+    (meter,) = parse_meters(written(tmp_path, text))
+    assert meter.alert_thresholds == [Decimal(threshold) for threshold in thresholds]
+    (plain,) = parse_meters(written(tmp_path, text.replace(keys, "") if keys else text))
+    assert meters_version([meter]) == meters_version([plain])
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_every_aggregation_is_accepted(aggregation: str, tmp_path: Path) -> None:
     text = f"meters:\n  - {{key: k, event_type: e, aggregation: {aggregation}, value: quantity}}\n"
@@ -120,6 +142,48 @@ BAD = {
         "    filter:\n      $.m: []\n",
         6,
         "filter",
+    ),
+    "alerts are no list": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_at: 80%\n",
+        5,
+        "alert_at",
+    ),
+    "an alert at nothing": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_at: [0.5, 0]\n",
+        5,
+        "alert_at",
+    ),
+    "an alert below nothing": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_at: [-10%]\n",
+        5,
+        "alert_at",
+    ),
+    "an alert of ten digits": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    alert_at: [0.0000000001]\n",
+        5,
+        "alert_at",
+    ),
+    "an alert that is no number": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_at: [soon]\n",
+        5,
+        "alert_at",
+    ),
+    "an alert given twice": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"
+        "    alert_at: [0.8, 80%]\n",
+        5,
+        "alert_at",
+    ),
+    "a step that is a list": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_every: [100%]\n",
+        5,
+        "alert_every",
+    ),
+    "a step of nothing": (
+        "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n    alert_every: 0%\n",
+        5,
+        "alert_every",
     ),
     "filter by something else than a path": (
         "meters:\n  - key: a\n    event_type: e\n    aggregation: count\n"

@@ -8,6 +8,7 @@ from decimal import Context, Decimal
 from typing import Any
 
 from psycopg2.extensions import connection as PostgresConnection
+from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline.app_db.session import ids_are_unique, source_query
 from usage_pipeline.days import DayRange
@@ -67,6 +68,30 @@ def source_totals(
     return found
 
 
+def has_events(settings: Settings, days: DayRange) -> bool:
+    """Whether the source has an event of these days.
+
+    Raises:
+        UsagePipelineError: the source cannot be read.
+    """
+    start, end = (settings.day_start(day).isoformat() for day in days)
+    with connect(app_database_url(settings)) as postgres, postgres.cursor() as cursor:
+        _read_only(cursor)
+        cursor.execute(
+            f"select exists (select from ({source_query('usage_events')}) as events"
+            f" where created_at >= '{start}' and created_at < '{end}')"
+        )
+        return cursor.fetchall() == [(True,)]
+
+
+def _read_only(cursor: Cursor) -> None:
+    cursor.execute(
+        f"set transaction read only; set local statement_timeout = '{FINGERPRINT_TIMEOUT}';"
+        # Nobody waits for it, and two workers would take a quarter more of the source's time.
+        " set local max_parallel_workers_per_gather = 0"
+    )
+
+
 def _by_day(
     settings: Settings,
     postgres: PostgresConnection,
@@ -82,11 +107,7 @@ def _by_day(
     # A night asks for one day, and saves a fifth of the query's work.
     bucket = "width_bucket(created_at, %(bounds)s::timestamptz[]) - 1" if every[1:] else "0"
     with postgres.cursor() as cursor:
-        cursor.execute(
-            f"set transaction read only; set local statement_timeout = '{FINGERPRINT_TIMEOUT}';"
-            # Nobody waits for it, and two workers would take a quarter more of the source's time.
-            " set local max_parallel_workers_per_gather = 0"
-        )
+        _read_only(cursor)
         cursor.execute(
             f"select {bucket} as day, {figures} "
             f"from ({source_query('usage_events')}) as events "

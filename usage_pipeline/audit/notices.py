@@ -9,7 +9,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from usage_pipeline.app_db.schema_drift import recent_changes
 from usage_pipeline.infra.disk import replace_text
@@ -22,6 +24,7 @@ SHOWN_FOR = timedelta(days=7)  # a change of the source, an unknown type
 WEEKS_COMPARED = 4
 FEWEST, MOST = 0.5, 2.0  # of the median of the same weekday
 _TYPES_SHOWN = 5
+ALERTS_ARE_RAISED = "alerts_are_raised"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,25 @@ def record_audit(settings: Settings, results: Iterable[NodeResult]) -> None:
     replace_text(settings, settings.audit_path, json.dumps(content, indent=1))
 
 
+def record_alerts(settings: Settings, snapshot_id: str, failure: str = "") -> None:
+    """Keep what was compared with limits last, or why it could not be, for `notices`."""
+    content = {"snapshot_id": snapshot_id, "failure": failure}
+    replace_text(settings, settings.alerts_path, json.dumps(content, indent=1))
+
+
+def alerts_not_raised(settings: Settings) -> str:
+    """Why what is published was not compared with limits; empty when it was."""
+    last = _read(settings.alerts_path)
+    if not last or not published.exists(settings):
+        return ""
+    if last["failure"]:
+        return str(last["failure"])
+    with published.reading(settings) as db:
+        judged = db.execute("select snapshot_id from snapshot").fetchall()
+    unlike = judged != [(last["snapshot_id"],)]
+    return "the last publish was not compared with limits; the next rollup does that" * unlike
+
+
 def notices(settings: Settings) -> list[str]:
     """A line for each test that the last audit did not pass, and for each look that found
     something unusual; by the names that the checks have in the UI."""
@@ -85,6 +107,8 @@ def notices(settings: Settings) -> list[str]:
             f"row_count_is_usual: {counted.day} has {counted.rows:,} events, "
             f"{counted.usual:,.0f} are usual"
         )
+    if failure := alerts_not_raised(settings):
+        found.append(f"{ALERTS_ARE_RAISED}: {failure}")
     for change in recent_changes(settings, SHOWN_FOR):
         found.append(f"source_schema_is_unchanged: {change.change}")
     unknown = unknown_event_types(settings)
@@ -96,7 +120,11 @@ def notices(settings: Settings) -> list[str]:
 
 
 def _last_audit(settings: Settings) -> dict[str, tuple[str, int | None]]:
+    return dict(_read(settings.audit_path).get("not_passed", {}))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(settings.audit_path.read_text())["not_passed"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return dict(json.loads(path.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
         return {}

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import app_db, health, rollups, users
+from usage_pipeline.cli import alerts, app_db, health, rollups, users
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -31,6 +31,20 @@ app.command()(users.export)
 app.command("erase-user")(users.erase_user)
 app.command()(health.status)
 app.command()(health.doctor)
+
+alert_commands = typer.Typer(
+    help="Who is told of a crossed limit.",
+    no_args_is_help=True,
+)
+
+
+@alert_commands.callback()
+def alerts_group() -> None:
+    """So that one command alone is a group as well."""
+
+
+alert_commands.command("backfill")(alerts.backfill)
+app.add_typer(alert_commands, name="alerts")
 
 app_db_commands = typer.Typer(
     help="The source's tables and sample data, for tests.",

@@ -16,7 +16,10 @@ from usage_pipeline.settings import Settings
 # Years 1 to 9999, which all engines and Python's dates have, less the day that a time zone moves
 # an instant by and the one that is added to its date. Infinity is outside as well.
 _FIRST_INSTANT, _LAST_INSTANT = "0001-01-03T00:00Z", "9999-12-30T00:00Z"
-LIMIT, LIMIT_RAW = "limit_quantity", "limit_raw"
+# Of a plan's limits, the columns that say what they are in words where they are no such number. The
+# second is a column that the source may lack: of one member of a subscribed organisation.
+MEMBER_LIMIT = "member_limit_quantity"
+LIMITS = {"limit_quantity": "limit_raw", MEMBER_LIMIT: "member_limit_raw"}
 ACCOUNT_TABLES = ("users", "orgs", "org_members", "subscriptions", "plan_limits")
 
 
@@ -45,7 +48,10 @@ def land_accounts(
                 ]
                 remote = ", ".join(_usable(column) for column in columns)
                 others = [c for c in columns if c not in ids]
-                others += [LIMIT_RAW] if LIMIT in columns else []
+                if table == "plan_limits":
+                    others = [c for c in others if c not in LIMITS] + [*LIMITS, *LIMITS.values()]
+                    if MEMBER_LIMIT not in columns:
+                        remote += f", {_usable(MEMBER_LIMIT, 'null::numeric')}"
                 query = f"select {remote} from ({source_query(table)}) as source"
                 select = f"select {', '.join([*texts, *others, *dates])} from {scan(query)}"
                 path = work / f"{table}.parquet"
@@ -69,20 +75,27 @@ def complete_accounts(settings: Settings) -> None:
         return
     with scratch(settings) as work, open_duckdb(settings, ":memory:") as db:
         described = db.execute(f"describe from '{quoted(path)}'").fetchall()
-        if LIMIT_RAW not in {column for column, *_ in described}:
-            landed = f"select *, cast(null as varchar) as {LIMIT_RAW} from '{quoted(path)}'"
-            write_parquet(db, f"({landed})", work / path.name)
+        absent = {*LIMITS, *LIMITS.values()} - {column for column, *_ in described}
+        if absent:
+            types = {True: "decimal(38, 9)", False: "varchar"}
+            added = "".join(f", cast(null as {types[c in LIMITS]}) as {c}" for c in sorted(absent))
+            write_parquet(db, f"(select *{added} from '{quoted(path)}')", work / path.name)
             (work / path.name).replace(path)
 
 
-def _usable(column: str) -> str:
+def _usable(column: str, value: str = "") -> str:
     """A column of an account, judged in Postgres: what no table can hold is landed as null, and
-    a limit, whose null means something, as its text beside it."""
-    if column == LIMIT:
-        fits = FITS.replace("quantity", column)
+    a limit, whose null means something, as its text beside it; so is a negative one.
+
+    Args:
+        value: what it is where the source lacks the column.
+    """
+    if column in LIMITS:
+        limit = value or column
+        fits = f"{FITS.replace('quantity', limit)} and {limit} >= 0"
         return (
-            f"(case when {fits} then {column} end)::numeric(38,9) as {column}, "
-            f"case when not ({fits}) then {column}::text end as {LIMIT_RAW}"
+            f"(case when {fits} then {limit} end)::numeric(38,9) as {column}, "
+            f"case when not ({fits}) then {limit}::text end as {LIMITS[column]}"
         )
     if column.endswith("_at"):
         usable = f"{column} >= '{_FIRST_INSTANT}' and {column} < '{_LAST_INSTANT}'"

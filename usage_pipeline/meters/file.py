@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,11 +11,12 @@ import yaml
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters.event_data import PATH_STEP, spelled_number
-from usage_pipeline.meters.meter import AGGREGATIONS, Meter
+from usage_pipeline.meters.meter import AGGREGATIONS, ALERT_AT, Meter
 from usage_pipeline.settings import Settings
 
 _SNAKE_CASE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _EVENT_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,127}")
+_SHARE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,9})?) ?(%?)")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _KEYS = {
     "key",
@@ -25,6 +27,8 @@ _KEYS = {
     "dimensions",
     "unit",
     "description",
+    "alert_at",
+    "alert_every",
 }
 
 
@@ -152,6 +156,7 @@ class _Parser:
                 f"{aggregation!r} is not known",
                 f"Use one of {', '.join(AGGREGATIONS)}",
             )
+        every = fields.get("alert_every")
         return Meter(
             key=key,
             event_type=event_type,
@@ -163,6 +168,8 @@ class _Parser:
             description=(
                 self.text(fields["description"], "description") if "description" in fields else ""
             ),
+            alert_at=self.shares(fields.get("alert_at")),
+            alert_every=self.share(every, "alert_every") if every else None,
         )
 
     def value(self, meter: yaml.Node, node: yaml.Node | None, aggregation: str) -> str | None:
@@ -190,3 +197,30 @@ class _Parser:
                 self.fail(path, "dimensions", f"{name!r} is not snake_case", "Use a-z, 0-9 and _")
             result[name] = self.json_path(path, f"dimension {name}", self.text(path, name))
         return result
+
+    def shares(self, node: yaml.Node | None) -> tuple[Decimal, ...]:
+        if node is None:
+            return ALERT_AT
+        if not isinstance(node, yaml.SequenceNode):
+            self.fail(node, "alert_at", "must be a list", "Write shares such as [80%, 100%]")
+        result: list[Decimal] = []
+        for item in node.value:
+            share = self.share(item, "alert_at")
+            if share in result:
+                self.fail(item, "alert_at", f"{item.value} is given twice", "Remove one of the two")
+            result.append(share)
+        return tuple(result)
+
+    def share(self, node: yaml.Node, key: str) -> Decimal:
+        """A share of a limit, `0.8` or `80%`."""
+        text = self.text(node, key)
+        found = _SHARE.fullmatch(text)
+        share = Decimal(found[1]) / (100 if found[2] else 1) if found else Decimal(0)
+        if not share or share != round(share, 9):
+            self.fail(
+                node,
+                key,
+                f"{text!r} is not a share of a limit",
+                "Write a number above 0 such as 0.8 or 80%",
+            )
+        return share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 EVENT_TYPES = (
     "record_created",
@@ -14,6 +15,8 @@ EVENT_TYPES = (
     "user_active",
 )
 AGGREGATIONS = ("sum", "count", "unique_count", "max", "min", "avg", "latest")
+ALERT_AT = (Decimal("0.8"), Decimal(1))
+REPEATS = 100  # of a repeating threshold; who used so many times the step has been told
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Meter:
         value: None for the event's quantity, else a path into event_data.
         filter: path → accepted values as text; all paths must match.
         dimensions: name → path, the break-downs in `usage_daily_by_dimension`.
+        alert_at: shares of a plan's limit whose crossing is an alert; 1 is the limit.
+        alert_every: one more, that repeats: at it, at twice it, and so on.
     """
 
     key: str
@@ -34,6 +39,8 @@ class Meter:
     dimensions: dict[str, str] = field(default_factory=dict)
     unit: str = ""
     description: str = ""
+    alert_at: tuple[Decimal, ...] = ALERT_AT
+    alert_every: Decimal | None = None
 
     @property
     def reads_event_data(self) -> bool:
@@ -49,3 +56,10 @@ class Meter:
     def counts_every_event(self) -> bool:
         """Whether each valid event of the type counts, with its quantity."""
         return not (self.value or self.filter)
+
+    @property
+    def alert_thresholds(self) -> list[Decimal]:
+        """All shares of a limit whose crossing is an alert, ascending."""
+        every = self.alert_every
+        repeated = [every * times for times in range(1, REPEATS + 1)] if every else []
+        return sorted({*self.alert_at, *repeated})

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import duckdb
 
+from usage_pipeline.alerts import limits
 from usage_pipeline.days import ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import dagster_database_url, publish_database_url
@@ -113,7 +114,10 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
     if landed_manifests(settings):
         rollup.build_staging()
         rollup.build_days(())
+        limits.forget(settings, user_id)  # before and after, since publishing judges what was not
         rollup.publish(f"erasure-{uuid4()}")
+        limits.forget(settings, user_id)
+        rollup.raise_alerts()
     with writer.exclusive(settings, "compacting"):
         for path in (settings.warehouse_path, published.own_path(settings)):
             if path.exists():

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
+from usage_pipeline.alerts.limits import SHOWN, AlertReport
 from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
@@ -39,6 +40,24 @@ def freshness_metadata(seen: Freshness) -> dict[str, Any]:
         "newest day": str(seen.newest),
         "days behind": 0 if seen.fresh else len(seen.missing.days()),
         "verdict": str(seen),
+    }
+
+
+def alerts_metadata(report: AlertReport) -> dict[str, Any]:
+    """What a look at the limits found; no ids."""
+    thresholds = [(metric, f"{share:.0%}", rows) for metric, share, rows in report.by_threshold]
+    remark = report.skipped or ("first look: recorded, nobody is told" if report.silent else "")
+    return {
+        "dagster/row_count": report.rows,
+        "raised": report.raised,
+        "resolved": report.resolved,
+        "crossed again": report.recrossed,
+        "messages": report.messages,
+        "raised by threshold": dg.MetadataValue.md(
+            _markdown(("metric", "threshold", "raised"), thresholds)
+        ),
+        "preview": dg.MetadataValue.md(_markdown(SHOWN, report.newest)),
+        **({"remark": remark} if remark else {}),
     }
 
 

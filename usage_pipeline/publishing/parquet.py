@@ -100,7 +100,7 @@ class ParquetFiles:
         columns = ", ".join(
             f"cast({name} as varchar) as {name}" if kind == "UUID" else name
             for name, kind in delta.columns.items()
-            if name != "month"
+            if name != "month" or table.dated is None
         )
         if everything or table.dated is None:  # whatever else lies there would be read as well
             self._staged |= dict.fromkeys(folder.rglob("*.parquet"))

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from usage_pipeline.orchestration.assets import landing, models, outputs, source
+from usage_pipeline.orchestration.assets import alerts, landing, models, outputs, source
 from usage_pipeline.orchestration.dbt_nodes import read_manifest
 from usage_pipeline.orchestration.partitions import Partitions
 from usage_pipeline.rollup import Rollup
@@ -23,5 +23,6 @@ def build_assets(
         models.monthly_models(manifest, partitions),
         models.current_models(manifest),
         outputs.publish(manifest, rollup.settings),
+        alerts.usage_alerts(),
         outputs.user_exports(partitions),
     ]

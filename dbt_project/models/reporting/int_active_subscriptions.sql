@@ -1,0 +1,20 @@
+{{ config(materialized='ephemeral') }}
+
+with as_of as (
+    select max(usage_date) as as_of_date from {{ ref('stg_landed_days') }}
+)
+
+select
+    subscriptions.subscription_id,
+    subscriptions.user_id,
+    subscriptions.org_id,
+    subscriptions.plan
+from {{ ref('stg_subscriptions') }} as subscriptions
+inner join as_of on subscriptions.created_date <= as_of.as_of_date
+where
+    coalesce(subscriptions.user_id, subscriptions.org_id) is not null
+    and (
+        subscriptions.canceled_date > as_of.as_of_date
+        -- one that is canceled without a date was active on no day that we could name
+        or (subscriptions.canceled_date is null and subscriptions.status in ('trialing', 'active', 'past_due'))
+    )

@@ -1,0 +1,526 @@
+"""What alerts make of any course of published limits: told once, whatever happens.
+
+Published tables are written here by hand, in the columns that are read of them; that they become
+so by a rollup is in tests/golden/test_limits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from decimal import Decimal
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from support import AppDatabase
+from typer.testing import CliRunner
+
+from usage_pipeline.alerts import limits
+from usage_pipeline.alerts.limits import AlertReport
+from usage_pipeline.cli.main import app
+from usage_pipeline.errors import UsagePipelineError
+from usage_pipeline.meters.meter import Meter
+from usage_pipeline.settings import Settings
+
+SAME = str(UUID(int=1))  # a user and an organisation may have the same id
+USER, ORG, MEMBER = ("user", SAME, None), ("org", None, SAME), ("member", SAME, SAME)
+Subject = tuple[str, str | None, str | None]
+MARCH = date(2024, 3, 1)
+TABLES = """
+    drop schema if exists usage cascade;
+    create schema usage;
+    create table usage.snapshot (snapshot_id text);
+    create table usage.platform_metrics_daily (metric_date date, event_count bigint);
+    create table usage.usage_limit_status (
+        scope text, user_id uuid, org_id uuid, metric_type text, month date, plan text,
+        used_quantity numeric(38, 9), limit_quantity numeric(38, 9), used_ratio numeric(38, 9),
+        status text
+    );
+"""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Of one subject; a limit of None is unlimited."""
+
+    used: str
+    limit: str | None = "100"
+    known: bool = True
+    subject: Subject = USER
+
+
+class World:
+    """A publish schema, and what is told of it."""
+
+    def __init__(self, database: AppDatabase, settings: Settings) -> None:
+        self.database, self.settings = database, settings
+        self.meters = meters()
+        self.begin()
+
+    def begin(self) -> None:
+        self.database.execute(TABLES)
+        self._snapshots = 0
+
+    def publish(
+        self, day: date, statuses: Iterable[Status], missing: Iterable[date] = ()
+    ) -> AlertReport:
+        """A snapshot as of a day, judged."""
+        self.write(day, statuses, missing)
+        return self.judge()
+
+    def write(self, day: date, statuses: Iterable[Status], missing: Iterable[date] = ()) -> None:
+        month = day.replace(day=1)
+        self._snapshots += 1
+        self.database.execute(
+            "truncate usage.snapshot, usage.platform_metrics_daily, usage.usage_limit_status;"
+            f" insert into usage.snapshot values ('snapshot {self._snapshots}')"
+        )
+        every = [month + timedelta(n) for n in range((day - month).days + 1)]
+        rows = [(each, None if each in missing else 1) for each in every]
+        self.database.insert("usage.platform_metrics_daily", rows)
+        found = [
+            (
+                *status.subject,
+                "calls",
+                month,
+                "pro",
+                status.used,
+                status.limit if status.known else None,
+                None,
+                "not read" if status.known else None,
+            )
+            for status in statuses
+        ]
+        if found:
+            self.database.insert("usage.usage_limit_status", found)
+
+    def judge(self) -> AlertReport:
+        return limits.judge(self.settings, self.meters)
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Scope, month, threshold, and whether it is open, crossed again, told."""
+        return self.database.query(
+            "select scope, month, threshold, resolved_at is null, recrossed_at is not null,"
+            " announced_at is not null from usage.usage_alerts order by 2, 1, 3"
+        )
+
+    def states(self) -> dict[str, str]:
+        """Of each threshold, in percent."""
+        words = {(True, False): "open", (False, False): "resolved", (True, True): "crossed again"}
+        return {
+            f"{threshold:.0%}": words.get((is_open, again), "resolved again")
+            for _, _, threshold, is_open, again, _ in self.rows()
+        }
+
+    def messages(self) -> list[tuple[str, str, str]]:
+        """Kind, scope and threshold."""
+        if self.database.query("select to_regclass('usage.outbox')") == [(None,)]:
+            return []
+        return self.database.query(
+            "select replace(event_type, 'usage.limit_', ''), payload->>'scope',"
+            " payload->>'threshold' from usage.outbox order by 1, 2, 3, payload->>'month'"
+        )
+
+
+def meters(at: Iterable[str] = ("0.8", "1"), every: str | None = None) -> list[Meter]:
+    shares = tuple(map(Decimal, at))
+    step = Decimal(every) if every else None
+    return [Meter("calls", "api_call", "sum", alert_at=shares, alert_every=step)]
+
+
+@pytest.fixture(scope="module")
+def made(new_database: Any, make_settings: Any) -> World:
+    database = new_database()
+    return World(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+
+
+@pytest.fixture
+def world(made: World) -> World:
+    """Begun on the first of March, with nothing crossed."""
+    made.begin()
+    made.meters = meters()
+    made.publish(MARCH, [])
+    return made
+
+
+def march(day: int) -> date:
+    return date(2024, 3, day)
+
+
+def test_of_two_thresholds_at_once_the_higher_is_told(world: World) -> None:
+    world.meters = meters(["0.1", "0.3", "0.5"], every="1")
+    world.publish(march(2), [Status("8")])
+    assert (world.states(), world.messages()) == ({}, [])
+    report = world.publish(march(3), [Status("30")])
+    assert (report.raised, report.messages) == (2, 1)
+    assert world.states() == {"10%": "open", "30%": "open"}
+    assert world.messages() == [("warning", "user", "0.3")]
+    report = world.publish(march(4), [Status("29")])
+    assert (report.raised, report.resolved) == (0, 1)
+    assert world.states() == {"10%": "open", "30%": "resolved"}
+    world.publish(march(5), [Status("299")])
+    assert [*world.states()] == ["10%", "30%", "50%", "100%", "200%"]
+    assert ("exceeded", "user", "2") in world.messages()
+
+
+def test_the_highest_crossed_threshold_of_110_of_95_is_110_percent(world: World) -> None:
+    world.meters = meters(["0.5", "1", "1.1", "1.2"])
+    world.publish(march(2), [Status("110", "95")])
+    assert [*world.states()] == ["50%", "100%", "110%"]
+    assert world.messages() == [("exceeded", "user", "1.1")]
+    ((payload,),) = world.database.query("select payload from usage.outbox")
+    assert payload == {
+        "scope": "user",
+        "user_id": SAME,
+        "org_id": None,
+        "metric_type": "calls",
+        "month": "2024-03-01",
+        "threshold": "1.1",
+        "used_quantity": "110",
+        "limit_quantity": "95",
+        "plan": "pro",
+        "usage_date": "2024-03-02",
+        "snapshot_id": "snapshot 2",
+    }
+
+
+def test_thresholds_are_reached_exactly(world: World) -> None:
+    great = "99999999999999999999999999999.999999999"
+    world.publish(
+        march(2),
+        [
+            Status("79.999999999"),
+            Status("0.000000001", "0", subject=ORG),
+            # four fifths of the greatest limit are 79999999999999999999999999999.9999999992
+            Status("79999999999999999999999999999.999999999", great, subject=MEMBER),
+        ],
+    )
+    assert {row[0] for row in world.rows()} == {"org"}
+    world.publish(
+        march(3),
+        [
+            Status("80"),
+            Status("0", "0", subject=ORG),
+            Status("80" + "0" * 27, great, subject=MEMBER),
+        ],
+    )
+    found = [(scope, f"{share:f}"[:3], is_open) for scope, _, share, is_open, *_ in world.rows()]
+    assert found == [
+        ("member", "0.8", True),
+        ("org", "0.8", False),
+        ("org", "1.0", False),
+        ("user", "0.8", True),
+    ]
+
+
+def test_no_limit_an_unknown_one_and_negative_use_cross_nothing(world: World) -> None:
+    world.publish(
+        march(2),
+        [
+            Status("1e20", None),
+            Status("-5", subject=ORG),
+            Status("1e20", known=False, subject=MEMBER),
+        ],
+    )
+    assert world.rows() == []
+
+
+def test_what_is_crossed_again_is_told_once_a_month_and_anew_in_the_next(world: World) -> None:
+    for day, used in ((2, "85"), (3, "79"), (4, "85"), (5, "79"), (6, "85")):
+        world.publish(march(day), [Status(used)])
+    assert world.states() == {"80%": "crossed again"}
+    told = [("resolved", "user", "0.8"), ("warning", "user", "0.8")]
+    assert world.messages() == told
+    world.publish(date(2024, 4, 1), [Status("3")])
+    assert world.messages() == told
+    world.publish(date(2024, 4, 2), [Status("85")])
+    assert world.messages() == [*told, told[1]]
+    assert [row[1:4] for row in world.rows()] == [
+        (MARCH, Decimal("0.8"), True),
+        (date(2024, 4, 1), Decimal("0.8"), True),
+    ]
+
+
+def test_a_limit_that_is_lowered_raised_or_goes(world: World) -> None:
+    world.publish(march(2), [Status("85", "1000"), Status("85", "1000", subject=ORG)])
+    world.publish(march(3), [Status("85"), Status("85", "85", subject=ORG)])
+    crossed = [("exceeded", "org", "1"), ("warning", "user", "0.8")]
+    assert world.messages() == crossed
+    world.publish(march(4), [Status("85"), Status("85", "85", subject=ORG)])
+    assert world.messages() == crossed
+    # A limit of which nobody knows what is meant takes nothing back; to have none, or no use, does.
+    world.publish(march(4), [Status("85", known=False), Status("85", None, subject=ORG)])
+    gone = [("exceeded", "org", "1"), ("resolved", "org", "1"), ("warning", "user", "0.8")]
+    assert world.messages() == gone
+    world.publish(march(4), [])
+    assert world.messages() == sorted([*gone, ("resolved", "user", "0.8")])
+
+
+def test_the_first_look_at_a_history_is_silent_until_asked(made: World) -> None:
+    made.begin()
+    made.meters = meters()
+    report = made.publish(march(2), [Status("120"), Status("90", subject=ORG)])
+    assert (report.silent, report.raised, report.messages) == (True, 3, 0)
+    assert made.publish(march(3), [Status("130"), Status("90", subject=ORG)]).raised == 0
+    made.publish(march(3), [Status("130"), Status("100", subject=ORG)])
+    assert made.messages() == [("exceeded", "org", "1")]
+
+    # Of organisation's 80 % nobody was told, but of its 100 %.
+    dry = backfill(made, "--dry-run")
+    assert "1 message; nothing was changed." in dry
+    assert all(cell in dry for cell in ("user", SAME, "calls", "2024-03", "100%", "120", "100"))
+    assert made.messages() == [("exceeded", "org", "1")]
+    assert "1 message to be sent." in backfill(made)
+    told = [("exceeded", "org", "1"), ("exceeded", "user", "1")]
+    assert made.messages() == told
+    assert "0 messages" in backfill(made)
+    made.publish(march(4), [Status("130"), Status("100", subject=ORG)])
+    assert made.messages() == told
+
+
+def backfill(world: World, *options: str) -> str:
+    environment = {
+        "USAGE_HOME": str(world.settings.home),
+        "USAGE_APP_DATABASE_URL": world.database.url,
+        "COLUMNS": "200",
+    }
+    result = CliRunner().invoke(app, ["alerts", "backfill", *options], env=environment)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_an_older_state_is_not_judged(world: World) -> None:
+    """As a restored home publishes it; what it lacks is not taken back."""
+    world.publish(march(10), [Status("85")])
+    for day in (march(9), date(2024, 2, 29)):
+        report = world.publish(day, [Status("110", subject=ORG)])
+        assert "older" in report.skipped
+    assert world.states() == {"80%": "open"}
+    world.publish(march(10), [Status("85")])
+    assert world.messages() == [("warning", "user", "0.8")]
+
+
+def test_a_day_that_is_missing_takes_nothing_back(world: World) -> None:
+    world.publish(march(10), [Status("85")])
+    world.publish(march(11), [Status("10"), Status("90", subject=ORG)], missing=[march(4)])
+    assert world.messages() == [("warning", "org", "0.8"), ("warning", "user", "0.8")]
+    world.publish(march(11), [Status("85"), Status("90", subject=ORG)])
+    assert {row[3:5] for row in world.rows()} == {(True, False)}
+
+
+def test_a_history_that_is_rolled_up_piece_by_piece_alerts_nobody(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    world = World(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    world.publish(MARCH, [])
+    event = (str(UUID(int=1)), SAME, None, "api_call", None, 1)
+    database.insert("usage_events", [(*event, "2024-05-06T00:00Z")])  # 36 days after 31 March
+    assert "far ahead" in world.publish(march(31), [Status("120")]).skipped
+    assert world.rows() == []
+    database.execute("update usage_events set created_at = created_at - interval '1 microsecond'")
+    world.publish(march(31), [Status("120")])
+    assert world.messages() == [("exceeded", "user", "1")]
+
+
+def test_thresholds_that_change_are_judged_by_what_is_known(world: World) -> None:
+    world.meters = meters(["0.5", "0.9"])
+    world.publish(march(2), [Status("95"), Status("60", subject=ORG)])
+    told = [("warning", "org", "0.5"), ("warning", "user", "0.9")]
+    assert world.messages() == told
+    # 60 % is news for the organisation, not for the user; and what is left out stays as it is.
+    world.meters = meters(["0.6"])
+    world.publish(march(3), [Status("95"), Status("60", subject=ORG)])
+    assert world.messages() == sorted([*told, ("warning", "org", "0.6")])
+    assert {row[3] for row in world.rows()} == {True}
+    world.publish(march(4), [Status("85"), Status("60", subject=ORG)])
+    assert ("resolved", "user", "0.9") in world.messages()
+
+
+def test_a_failure_records_nothing_and_the_next_look_makes_up_for_it(world: World) -> None:
+    world.write(march(2), [Status("85")])
+    # a table in the outbox's place, into which no message goes
+    world.database.execute("create table usage.outbox (nothing text)")
+    with pytest.raises(UsagePipelineError):
+        world.judge()
+    assert world.rows() == []
+    world.database.execute("drop table usage.outbox")
+    world.judge()
+    assert world.messages() == [("warning", "user", "0.8")]
+
+
+def test_an_alert_is_unique_by_constraint(world: World) -> None:
+    world.publish(march(2), [Status("85"), Status("85", subject=ORG), Status("85", subject=MEMBER)])
+    for scope in ("user", "org", "member"):
+        with pytest.raises(Exception, match="usage_alerts_grain"):
+            world.database.execute(
+                "insert into usage.usage_alerts select * from usage.usage_alerts where scope = %s",
+                [scope],
+            )
+
+
+def test_readers_may_read_alerts_and_nothing_of_the_outbox(world: World) -> None:
+    database = world.database
+    database.execute(
+        "do $$ begin create role usage_reader; exception when duplicate_object then end $$;"
+        " grant usage on schema usage to usage_reader"
+    )
+    world.publish(march(2), [Status("85")])
+    allowed = "select has_table_privilege('usage_reader', 'usage.' || %s, 'select')"
+    assert database.query(allowed, ["usage_alerts"]) == [(True,)]
+    assert database.query(allowed, ["outbox"]) == [(False,)]
+
+
+def test_a_person_is_forgotten(world: World) -> None:
+    world.publish(march(2), [Status("85"), Status("85", subject=ORG), Status("85", subject=MEMBER)])
+    limits.forget(world.settings, UUID(SAME))
+    assert [row[0] for row in world.rows()] == ["org"]
+    assert world.messages() == [("warning", "org", "0.8")]
+
+
+# --- any course ------------------------------------------------------------------------------
+
+SHARES = ("0.1", "0.5", "0.8", "1", "1.5")
+STATUSES = st.builds(
+    Status,
+    used=st.sampled_from(["-1", "0", "9", "10", "49.999999999", "50", "80", "99", "100", "200"]),
+    limit=st.sampled_from([None, "0", "40", "100", "100", "100"]),
+    known=st.sampled_from([True, True, True, False]),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The newest day moves on by days, or back; then these statuses are published."""
+
+    days: int
+    statuses: dict[Subject, Status]
+    is_missing: bool
+    shares: list[str]
+
+
+STEPS = st.builds(
+    Step,
+    days=st.sampled_from([0, 0, 1, 1, 1, 9, 30, -1]),
+    statuses=st.dictionaries(st.sampled_from([USER, ORG, MEMBER]), STATUSES),
+    is_missing=st.sampled_from([False, False, False, True]),
+    shares=st.just(["0.8", "1"]) | st.lists(st.sampled_from(SHARES), unique=True),
+)
+
+
+@dataclass
+class Alert:
+    is_open: bool = True
+    again: bool = False
+    told: bool = True
+
+
+@dataclass
+class Oracle:
+    """The rules in plain Python: alerts by subject, month and threshold, and messages."""
+
+    alerts: dict[tuple[Subject, date, Decimal], Alert] = field(default_factory=dict)
+    messages: list[tuple[str, str, str]] = field(default_factory=list)
+    judged_to: date | None = None
+
+    def publish(self, day: date, step: Step) -> None:
+        if self.judged_to and day < self.judged_to:
+            return
+        silent, month = self.judged_to is None, day.replace(day=1)
+        self.judged_to = day
+        falls = [
+            (subject, share)
+            for (subject, its_month, share), alert in self.alerts.items()
+            if its_month == month and self._falls(alert, step.statuses.get(subject), share, step)
+        ]
+        news: list[tuple[Subject, Decimal]] = []
+        for subject, status in step.statuses.items():
+            for share in map(Decimal, step.shares):
+                key = subject, month, share
+                if key not in self.alerts and reached(status, share):
+                    self.alerts[key] = Alert(told=not silent)
+                    news.append((subject, share))
+        if not silent:
+            self._tell(month, highest(news), highest(falls))
+
+    def _falls(self, alert: Alert, status: Status | None, share: Decimal, step: Step) -> bool:
+        """Whether anybody is told of it."""
+        if reached(status, share):
+            alert.again |= not alert.is_open
+            alert.is_open = True
+        elif alert.is_open and not step.is_missing and (status is None or status.known):
+            alert.is_open = False
+            return alert.told and not alert.again
+        return False
+
+    def _tell(
+        self,
+        month: date,
+        news: list[tuple[Subject, Decimal]],
+        falls: list[tuple[Subject, Decimal]],
+    ) -> None:
+        for subject, share in news:
+            known = [
+                other
+                for (who, when, other), alert in self.alerts.items()
+                if (who, when) == (subject, month) and alert.is_open
+            ]
+            if share == max(known):
+                kind = "exceeded" if share >= 1 else "warning"
+                self.messages.append((kind, subject[0], str(share)))
+        self.messages += [("resolved", subject[0], str(share)) for subject, share in falls]
+
+
+def reached(status: Status | None, share: Decimal) -> bool:
+    if status is None or not status.known or status.limit is None:
+        return False
+    used, limit = Decimal(status.used), Decimal(status.limit)
+    return used >= limit * share and (limit > 0 or used > 0)
+
+
+def highest(crossings: list[tuple[Subject, Decimal]]) -> list[tuple[Subject, Decimal]]:
+    ordered = sorted(crossings, key=str)
+    return [max(group) for _, group in groupby(ordered, key=lambda crossing: crossing[0])]
+
+
+def test_any_course_of_limits_is_told_as_plain_python_says(
+    made: World, request: pytest.FixtureRequest
+) -> None:
+    thorough = request.config.getoption("thorough")
+
+    @profile(
+        max_examples=1_000 if thorough else 40,
+        derandomize=not thorough,
+        deadline=None,
+        database=None,
+    )
+    @given(st.lists(STEPS, min_size=1, max_size=10))
+    def any_course(steps: list[Step]) -> None:
+        made.begin()
+        oracle, day = Oracle(), march(5)
+        for step in steps:
+            day += timedelta(step.days)
+            missing = [day] if step.is_missing else []
+            made.meters = meters(step.shares)
+            statuses = [
+                Status(s.used, s.limit, s.known, subject) for subject, s in step.statuses.items()
+            ]
+            made.publish(day, statuses, missing)
+            if made.judge().skipped == "":  # a second look finds nothing
+                assert made.judge().raised == 0
+            oracle.publish(day, step)
+        found = sorted(made.rows()) if oracle.judged_to else []
+        expected = sorted(
+            (subject[0], month, share, a.is_open, a.again, a.told)
+            for (subject, month, share), a in oracle.alerts.items()
+        )
+        assert found == expected
+        assert made.messages() == sorted(oracle.messages)
+
+    any_course()
