@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,15 @@ class HttpReceiver:
         self.url = url
         self.behaviours: dict[str, list[Behaviour]] = {}
         self.requests: list[Received] = []
-        self.open = 0
-        self.most_open = 0
         self._seen: dict[str, int] = defaultdict(int)
         self._lock = threading.Lock()
         self.released = threading.Event()
+
+    def forget(self) -> None:
+        """Be as at the beginning."""
+        self.behaviours.clear()
+        self.requests.clear()
+        self._seen.clear()
 
     def at(self, path: str) -> list[Received]:
         return [request for request in self.requests if request.path == path]
@@ -84,6 +94,7 @@ def drip(text: bytes, seconds: float) -> Behaviour:
         try:
             for byte in text:
                 handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
                 time.sleep(seconds)
         except OSError:
             pass
@@ -127,3 +138,55 @@ def receiving(wrap: Callable[[Any], Any] = lambda socket: socket) -> Iterator[Ht
             receiver.released.set()
             server.shutdown()
             thread.join()
+
+
+class MailReceiver:
+    """Takes all mails, but for what it is told to answer to a recipient."""
+
+    def __init__(self) -> None:
+        self.mails: list[tuple[list[str], EmailMessage]] = []
+        self.logins: list[tuple[bytes, bytes]] = []
+        self.answers: dict[str, str] = {}  # to RCPT, by address
+        self.url = ""
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
+        if address in self.answers:
+            return self.answers[address]
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        mail = message_from_bytes(envelope.content, policy=policy.default)
+        assert isinstance(mail, EmailMessage)
+        self.mails.append((envelope.rcpt_tos, mail))
+        return "250 OK"
+
+    def authenticate(
+        self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any
+    ) -> AuthResult:
+        self.logins.append((data.login, data.password))
+        return AuthResult(success=data.password == b"p@ss:word", handled=False)
+
+
+@contextmanager
+def receiving_mail(**options: Any) -> Iterator[MailReceiver]:
+    """A mail server; `options` are those of aiosmtpd's controller."""
+    receiver = MailReceiver()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    controller = Controller(
+        receiver,
+        hostname="127.0.0.1",
+        port=port,
+        authenticator=receiver.authenticate,
+        enable_SMTPUTF8=True,
+        **options,
+    )
+    controller.start()
+    receiver.url = f"smtp://127.0.0.1:{port}"
+    try:
+        yield receiver
+    finally:
+        controller.stop()

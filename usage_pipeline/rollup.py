@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
 
+from usage_pipeline.alerts import rolled_up
 from usage_pipeline.audit import notices, places, reconciliation
 from usage_pipeline.audit.places import Unlike
 from usage_pipeline.audit.reconciliation import Line
@@ -261,6 +262,17 @@ class Rollup:
             )
             self.pending.remove(ranges)
             return report
+
+    def announce_days(self) -> int:
+        """Put a message into the outbox for each organisation with a webhook and each of its days
+        whose published totals changed; gives how many.
+
+        Raises:
+            UsagePipelineError: a database fails; the next rollup makes up for it. What was
+                published stays.
+        """
+        with self.timings.stage("alerts"):
+            return rolled_up.announce(self.settings)
 
     def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         results: list[NodeResult] = []

@@ -29,7 +29,8 @@ _START_OF_HOME = "start_date"
 _NO_ZONES = re.compile(r"localtime|posixrules|Factory|(posix|right)/.*", re.IGNORECASE)
 # Of USAGE_HOME: other characters mean something in SQL, URLs, patterns of files or shells.
 _PLAIN_PATH = re.compile(r"[\w/.+=@~: -]+")
-_ADDRESS = re.compile(r"[^\s@<>(),;:\"\[\]\\]+@[\w.-]+")
+# One plain address, without a name or anything else that a mail's header could be made of.
+MAIL_ADDRESS = re.compile(r"[^\s\x00-\x1f\x7f@<>(),;:\"\[\]\\]+@[\w.-]+")
 _POSTGRES_URL = (
     "a URL such as postgresql://user:password@host:5432/app, with the characters @ : / ? # % of a "
     "password percent-encoded (%40 is @), and no parameter that libpq does not know"
@@ -290,7 +291,7 @@ class Settings(BaseSettings):
     @field_validator("mail_from")
     @classmethod
     def _one_address(cls, value: str | None) -> str | None:
-        if value and not _ADDRESS.fullmatch(value):
+        if value and not MAIL_ADDRESS.fullmatch(value):
             raise ValueError("not one address")
         return value
 

@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from decimal import Decimal
-from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -23,7 +22,7 @@ from uuid import UUID
 from usage_pipeline.alerts.events import LIMIT_EXCEEDED, LIMIT_RESOLVED, LIMIT_WARNING, spelled
 from usage_pipeline.alerts.outbox import Delivery, Outcome
 from usage_pipeline.infra.outbound import time_limit
-from usage_pipeline.settings import Settings
+from usage_pipeline.settings import MAIL_ADDRESS, Settings
 
 # Of these people are told; totals and anomalies are for systems.
 SUBJECTS = {
@@ -34,6 +33,7 @@ SUBJECTS = {
 CONNECT_SECONDS = 10.0
 MAIL_SECONDS = 30.0  # for all of one mail's conversation
 _PORTS = {"smtp": 25, "smtps": 465}
+_LONGEST_NAME = 100
 _PERMANENT = 500  # codes from here on will not be others tomorrow
 
 
@@ -136,11 +136,7 @@ def _unusable(
         return "the user is deleted or has no address"
     if delivery.user_id is None and (delivery.org_id, user) not in managers:
         return "the user is no longer an owner or admin"
-    try:
-        Address(addr_spec=addresses[user])
-    except (MessageError, ValueError, IndexError):
-        return "the user's address is none"
-    return None
+    return None if MAIL_ADDRESS.fullmatch(addresses[user]) else "the user's address is none"
 
 
 def _send(
@@ -177,11 +173,11 @@ def compose(settings: Settings, delivery: Delivery, address: str, org_name: str)
     subject, text = _words(delivery.event_type, delivery.payload, org_name)
     mail = EmailMessage()
     mail["Subject"] = subject
-    mail["From"] = Address(addr_spec=settings.mail_from or "")
-    mail["To"] = Address(addr_spec=address)
+    for header, whose in (("To", address), ("From", str(settings.mail_from))):
+        user, _, domain = whose.partition("@")
+        mail[header] = Address(username=user, domain=domain)
     mail["Date"] = format_datetime(delivery.created_at)
     # The same at each attempt: mail programs show a mail once that comes twice.
-    domain = str(settings.mail_from).rpartition("@")[2]
     mail["Message-ID"] = f"<{delivery.message_id.hex}.{delivery.recipient_id.hex[:8]}@{domain}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content(text)
@@ -191,18 +187,25 @@ def compose(settings: Settings, delivery: Delivery, address: str, org_name: str)
 def _words(event_type: str, payload: Mapping[str, Any], org_name: str) -> tuple[str, str]:
     """Subject and text."""
     percent = spelled(Decimal(payload["threshold"]) * 100)
-    metric = " ".join(payload["metric_type"].split())
+    metric, plan, org = (
+        _one_line(it) for it in (payload["metric_type"], payload["plan"], org_name)
+    )
     whose = {"user": "Your personal usage", "member": "Your usage", "org": "Usage"}
-    org = f" in {org_name or 'your organisation'}" if payload["org_id"] else ""
+    where = f" in {org or 'your organisation'}" if payload["org_id"] else ""
     lines = [
-        f"{whose[payload['scope']]}{org}, {payload['month'][:7]}, up to {payload['usage_date']}:",
+        f"{whose[payload['scope']]}{where}, {payload['month'][:7]}, up to {payload['usage_date']}:",
         "",
         f"{metric}: {payload['used_quantity'] or 'unknown'} "
         f"of {payload['limit_quantity'] or 'unlimited'}",
     ]
-    if payload["plan"]:
-        lines.append(f"Plan: {payload['plan']}")
+    if plan:
+        lines.append(f"Plan: {plan}")
     return SUBJECTS[event_type].format(metric_type=metric, percent=percent), "\n".join(lines) + "\n"
+
+
+def _one_line(text: str | None) -> str:
+    """Of the application, whose users may have chosen it."""
+    return " ".join((text or "").split())[:_LONGEST_NAME]
 
 
 def _in_words(error: Exception) -> str:
@@ -213,8 +216,8 @@ def _in_words(error: Exception) -> str:
         return f"it refuses with {error.smtp_code}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return "its certificate is not valid"
+    if isinstance(error.__context__ or error, TimeoutError):
+        return "it did not answer in time"
     if isinstance(error, (smtplib.SMTPException, ssl.SSLError)):
         return "the conversation broke off"
-    if isinstance(error, TimeoutError):
-        return "it did not answer in time"
     return "it cannot be reached"

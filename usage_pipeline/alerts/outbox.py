@@ -431,7 +431,9 @@ def _time_until_next(outcome: Outcome) -> timedelta:
 def delay(attempts: int) -> timedelta:
     """How long to wait after so many attempts. Not the same for all, so that those that failed
     together do not come back together."""
-    return min(FIRST_DELAY * FACTOR ** (attempts - 1), LONGEST_DELAY) * random.uniform(0.5, 1)
+    seconds = FIRST_DELAY.total_seconds() * FACTOR ** (attempts - 1)
+    longest = timedelta(seconds=min(seconds, LONGEST_DELAY.total_seconds()))
+    return longest * random.uniform(0.5, 1)
 
 
 def waiting(settings: Settings) -> Waiting:
@@ -460,9 +462,79 @@ def waiting(settings: Settings) -> Waiting:
         return Waiting(*(cursor.fetchone() or ()))
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A delivery as operators see it."""
+
+    message_id: UUID
+    event_type: str
+    channel: str
+    recipient_id: UUID
+    state: State
+    attempts: int
+    due_at: datetime
+    reason: str | None
+
+
+def listed(settings: Settings, state: State | None, org: UUID | None, limit: int) -> list[Listed]:
+    """The newest deliveries: of a state, else those that wait or are dead."""
+    with opened(settings) as cursor:
+        cursor.execute(
+            f"""
+            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
+            from "{settings.publish_schema}".outbox_deliveries
+            inner join "{settings.publish_schema}".outbox_messages using (message_id)
+            where (state = %(state)s or %(state)s is null and state in ('waiting', 'dead'))
+                and (org_id = %(org)s::uuid or %(org)s is null)
+            order by created_at desc, message_id limit %(limit)s
+            """,
+            {"state": state, "org": _text(org), "limit": limit},
+        )
+        return [
+            Listed(UUID(message), event, channel, UUID(recipient), *further)
+            for message, event, channel, recipient, *further in cursor.fetchall()
+        ]
+
+
+def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> int:
+    """Let a message leave again, to those who get it by now; or, without one, all dead ones.
+
+    Args:
+        recipient: to this one only.
+
+    Returns:
+        Deliveries that wait anew; 1 for a message without any.
+    """
+    schema = settings.publish_schema
+    with opened(settings) as cursor:
+        cursor.execute(
+            f"""
+            update "{schema}".outbox_deliveries
+            set state = 'waiting', attempts = 0, due_at = now(), finished_at = null
+            where (message_id = %(message)s::uuid or %(message)s is null and state = 'dead')
+                and (recipient_id = %(recipient)s::uuid or %(recipient)s is null)
+                and (leased_until is null or leased_until < now())
+            """,
+            {"message": _text(message), "recipient": _text(recipient)},
+        )
+        again = int(cursor.rowcount)
+        if message and not recipient:
+            cursor.execute(
+                f'update "{schema}".outbox_messages set addressed_at = null where message_id = %s',
+                (str(message),),
+            )
+            again = max(again, int(cursor.rowcount))
+        return again
+
+
 def prune(settings: Settings, before: datetime) -> int:
     """Delete messages from before then that nobody waits for; gives how many."""
-    with opened(settings) as cursor:
+    with (
+        connect(publish_database_url(settings), VARIABLE) as connection,
+        connection.cursor() as cursor,
+    ):
+        if not _complete(cursor, settings.publish_schema):
+            return 0
         cursor.execute(
             f"""
             delete from "{settings.publish_schema}".outbox_messages as messages

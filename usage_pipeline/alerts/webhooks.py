@@ -16,6 +16,7 @@ from functools import cache
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
+from uuid import uuid4
 
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import EmptyWebhookSecretError
@@ -29,7 +30,8 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Url, parse_url
 
-from usage_pipeline.alerts.outbox import Delivery, Outcome
+from usage_pipeline.alerts.events import TEST, as_json
+from usage_pipeline.alerts.outbox import LONGEST_DELAY, Delivery, Outcome
 from usage_pipeline.app_db.recipients import Endpoint
 from usage_pipeline.infra.outbound import Network, NotAllowed, addresses, time_limit
 
@@ -229,6 +231,21 @@ def deliver(
         receiver.close()
 
 
+def try_out(endpoint: Endpoint, networks: Collection[Network]) -> Answer:
+    """Send a test event, enabled or not.
+
+    Raises:
+        Unusable: no request can be sent there.
+        NoAnswer: it could not be reached, or did not answer in time.
+    """
+    payload = as_json(TEST, {"org_id": endpoint.org_id, "webhook_id": endpoint.webhook_id})
+    receiver = Receiver(endpoint, networks)
+    try:
+        return receiver.post(f"msg_{uuid4().hex}", body_of(TEST, datetime.now(UTC), payload))
+    finally:
+        receiver.close()
+
+
 def as_request(delivery: Delivery) -> tuple[str, str]:
     """`webhook-id` and body of a message; the same at each attempt."""
     return f"msg_{delivery.message_id.hex}", body_of(
@@ -283,7 +300,8 @@ def _retry_after(value: str | None) -> timedelta | None:
     if value is None:
         return None
     try:
-        return timedelta(seconds=min(Retry().parse_retry_after(value), 10**6))
+        longest = int(LONGEST_DELAY.total_seconds())
+        return timedelta(seconds=Retry(retry_after_max=longest).parse_retry_after(value))
     except (HTTPError, ValueError, OverflowError):
         return None
 

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import app_db, health, rollups, users
+from usage_pipeline.cli import app_db, health, rollups, users, webhooks
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -31,6 +31,13 @@ app.command()(users.export)
 app.command("erase-user")(users.erase_user)
 app.command()(health.status)
 app.command()(health.doctor)
+
+webhook_commands = typer.Typer(help="Messages to webhooks and people.", no_args_is_help=True)
+webhook_commands.command("deliver")(webhooks.deliver)
+webhook_commands.command("test")(webhooks.test)
+webhook_commands.command("list")(webhooks.list_deliveries)
+webhook_commands.command("replay")(webhooks.replay)
+app.add_typer(webhook_commands, name="webhooks")
 
 app_db_commands = typer.Typer(
     help="The source's tables and sample data, for tests.",

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import duckdb
 
+from usage_pipeline.alerts import outbox
 from usage_pipeline.days import ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.databases import dagster_database_url, publish_database_url
@@ -114,6 +115,8 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
         rollup.build_staging()
         rollup.build_days(())
         rollup.publish(f"erasure-{uuid4()}")
+    with outbox.opened(settings) as cursor:
+        outbox.forget(cursor, settings.publish_schema, user_id)
     with writer.exclusive(settings, "compacting"):
         for path in (settings.warehouse_path, published.own_path(settings)):
             if path.exists():

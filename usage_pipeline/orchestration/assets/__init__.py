@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from usage_pipeline.orchestration.assets import landing, models, outputs, source
+from usage_pipeline.orchestration.assets import delivery, landing, models, outputs, source
 from usage_pipeline.orchestration.dbt_nodes import read_manifest
 from usage_pipeline.orchestration.partitions import Partitions
 from usage_pipeline.rollup import Rollup
@@ -24,4 +24,6 @@ def build_assets(
         models.current_models(manifest),
         outputs.publish(manifest, rollup.settings),
         outputs.user_exports(partitions),
+        delivery.rolled_up_messages(),
+        delivery.deliveries(),
     ]
