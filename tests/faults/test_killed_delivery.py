@@ -59,7 +59,7 @@ def test_each_fact_is_one_message_and_each_arrives(
     settings: Settings = make_settings(**variables)
     variables["USAGE_HOME"] = str(settings.home)
     kills = KILLS if request.config.getoption("thorough") else QUICK_KILLS
-    receiver.behaviours |= dict.fromkeys(PATHS, [slowly])
+    receiver.behaviours |= {path: [slowly] for path in PATHS}
     facts = 0
     ends: Counter[int | None] = Counter()
     for _ in range(kills // 2):
