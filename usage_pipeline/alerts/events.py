@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -43,11 +43,8 @@ class Payload(BaseModel):
 
 
 class Limit(Payload):
-    """The usage of a month has come to a share of what the plan includes, or is below it again.
-
-    `usage.limit_warning` is of a share below the whole, `usage.limit_exceeded` of the whole and
-    more, `usage.limit_resolved` of a share that is not reached any more. Each is sent once a month.
-    """
+    """The usage of a month beside what the plan includes. Each threshold is told once a month, and
+    of several at once the highest."""
 
     scope: Literal["user", "member", "org"] = Field(
         description=(
@@ -76,11 +73,8 @@ class DayTotal(Payload):
 
 
 class RolledUp(Payload):
-    """The totals of an organisation's day have changed, or are new.
-
-    Of two events for a day the one with the later `published_at` is right; drop the other, in
-    whichever order they come.
-    """
+    """An organisation's day. Of two, the one with the later `published_at` is right; drop the
+    other, in whichever order they come."""
 
     org_id: UUID
     usage_date: date = Field(description="The local day, in `timezone`.")
@@ -91,18 +85,27 @@ class RolledUp(Payload):
 
 
 class Test(Payload):
-    """Sent by `usage-pipeline webhooks test`, to see whether the endpoint answers."""
+    """Whose endpoint it is."""
 
     org_id: UUID
     webhook_id: UUID
 
 
-EVENTS: dict[str, type[Payload]] = {
-    LIMIT_WARNING: Limit,
-    LIMIT_EXCEEDED: Limit,
-    LIMIT_RESOLVED: Limit,
-    ROLLED_UP: RolledUp,
-    TEST: Test,
+class Event(NamedTuple):
+    """What an event says, in a sentence, and its payload."""
+
+    says: str
+    payload: type[Payload]
+
+
+EVENTS = {
+    LIMIT_WARNING: Event(
+        "The usage of the month has come to a share of the limit, 0.8 unless set otherwise.", Limit
+    ),
+    LIMIT_EXCEEDED: Event("It has come to the limit, or to a threshold beyond it.", Limit),
+    LIMIT_RESOLVED: Event("It is below a threshold again, after a correction.", Limit),
+    ROLLED_UP: Event("The totals of an organisation's day are new, or have changed.", RolledUp),
+    TEST: Event("Nothing: an operator looks whether the endpoint answers.", Test),
 }
 
 
@@ -112,4 +115,4 @@ def as_json(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it is not what the event promises.
     """
-    return EVENTS[event_type].model_validate(payload).model_dump(mode="json")
+    return EVENTS[event_type].payload.model_validate(payload).model_dump(mode="json")

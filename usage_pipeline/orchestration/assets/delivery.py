@@ -8,13 +8,15 @@ from usage_pipeline.orchestration.metadata import delivery_metadata
 from usage_pipeline.orchestration.names import DELIVERIES, MESSAGES, OWNERS
 from usage_pipeline.rollup import Rollup
 
+WEBHOOKS = ["app_db", "org_webhooks"]
+
 
 def rolled_up_messages() -> dg.AssetsDefinition:
     """What a publish changed, for those who want to be told; its failure takes back nothing."""
 
     @dg.asset(
         key=MESSAGES,
-        deps=[["publishing", "snapshot"], ["publishing", "postgres"]],
+        deps=[["publishing", "snapshot"], ["publishing", "postgres"], WEBHOOKS],
         group_name="publishing",
         description=(
             "A message usage.rolled_up in the outbox for each organisation with an enabled webhook "
@@ -37,7 +39,7 @@ def deliveries() -> dg.AssetsDefinition:
 
     @dg.asset(
         key=DELIVERIES,
-        deps=[MESSAGES],
+        deps=[MESSAGES, WEBHOOKS],
         group_name="publishing",
         description=(
             "Messages of the outbox that are due, sent: signed webhooks to organisations, e-mails "
