@@ -19,6 +19,7 @@ import typer
 import yaml
 
 from usage_pipeline.alerts import limits
+from usage_pipeline.alerts.events import EVENTS, Payload
 from usage_pipeline.cli.main import app
 from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import SERVED_TABLES
@@ -89,6 +90,38 @@ def outputs() -> str:
     return _table(("table", "key", "holds"), [*rows, *others])
 
 
+def events() -> str:
+    """Every event, in one sentence."""
+    return _table(("event", "says"), ((f"`{name}`", event.says) for name, event in EVENTS.items()))
+
+
+def event_schemas() -> str:
+    """Every payload, with its JSON schema."""
+    sections = []
+    for payload in dict.fromkeys(event.payload for event in EVENTS.values()):
+        names = ", ".join(f"`{name}`" for name, event in EVENTS.items() if event.payload is payload)
+        schema = json.dumps(schema_of(payload), indent=2)
+        sections.append(f"### {names}\n\n```json\n{schema}\n```")
+    return "\n\n".join(sections)
+
+
+def schema_of(payload: type[Payload]) -> dict[str, Any]:
+    """The JSON schema of an event's `data`. It allows other fields, since some may be added."""
+
+    def plain(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [plain(part) for part in schema]
+        if not isinstance(schema, dict):
+            return schema
+        return {
+            key: " ".join(part.split()) if key == "description" else plain(part)
+            for key, part in schema.items()
+            if not (key == "title" and isinstance(part, str)) and part is not False
+        }
+
+    return dict(plain(payload.model_json_schema(mode="serialization")))
+
+
 def decisions() -> str:
     """Every decision record, with its status and date."""
     rows = []
@@ -131,6 +164,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "command-reference": command_reference,
     "outputs": outputs,
     "decisions": decisions,
+    "events": events,
+    "event-schemas": event_schemas,
     "missed": missed,
     "rounds": rounds,
 }

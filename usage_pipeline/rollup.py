@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 
-from usage_pipeline.alerts import limits
+from usage_pipeline.alerts import limits, rolled_up
 from usage_pipeline.alerts.limits import AlertReport
 from usage_pipeline.audit import notices, places, reconciliation
 from usage_pipeline.audit.gate import blocked, blocking_failures, proof_results, worst_results
@@ -281,6 +281,17 @@ class Rollup:
                 ) from error
             notices.record_alerts(self.settings, report.snapshot_id)
             return report
+
+    def announce_days(self) -> int:
+        """Put a message into the outbox for each organisation with a webhook and each of its days
+        whose published totals changed; gives how many.
+
+        Raises:
+            UsagePipelineError: a database fails; the next rollup makes up for it. What was
+                published stays.
+        """
+        with self.timings.stage("alerts"):
+            return rolled_up.announce(self.settings)
 
     def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         results: list[NodeResult] = []

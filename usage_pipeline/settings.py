@@ -6,13 +6,15 @@ import grp
 import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import psycopg2
 import psycopg2.extensions
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from usage_pipeline.errors import UsagePipelineError
@@ -27,6 +29,8 @@ _START_OF_HOME = "start_date"
 _NO_ZONES = re.compile(r"localtime|posixrules|Factory|(posix|right)/.*", re.IGNORECASE)
 # Of USAGE_HOME: other characters mean something in SQL, URLs, patterns of files or shells.
 _PLAIN_PATH = re.compile(r"[\w/.+=@~: -]+")
+# One plain address, without a name or anything else that a mail's header could be made of.
+MAIL_ADDRESS = re.compile(r"[^\s\x00-\x1f\x7f@<>(),;:\"\[\]\\]+@[\w.-]+")
 _POSTGRES_URL = (
     "a URL such as postgresql://user:password@host:5432/app, with the characters @ : / ? # % of a "
     "password percent-encoded (%40 is @), and no parameter that libpq does not know"
@@ -38,6 +42,12 @@ _ACCEPTED = {
     "dagster_pg_url": _POSTGRES_URL,
     "usage_failure_webhook_url": "a URL such as https://hooks.example.com/usage",
     "usage_dagster_url": "a URL such as https://dagster.example.com",
+    "usage_webhook_networks": "networks such as 10.0.0.0/8,fd00::/8, separated by commas",
+    "usage_mail_from": "one e-mail address, such as usage@example.com",
+    "usage_smtp_url": (
+        "a URL such as smtps://user:password@mail.example.com:465 or smtp://mail.example.com:587, "
+        "with special characters percent-encoded, together with USAGE_MAIL_FROM"
+    ),
     "usage_publish_schema": (
         "a lower-case SQL identifier, for example usage; the schema is the pipeline's alone, so "
         "public and the schemas of Postgres are refused"
@@ -60,6 +70,7 @@ _SECRET_VARIABLES = {
     "usage_app_database_url",
     "usage_publish_database_url",
     "usage_failure_webhook_url",
+    "usage_smtp_url",
     "dagster_pg_url",
 }
 
@@ -179,6 +190,28 @@ class Settings(BaseSettings):
             "(the cause, in one line) and `url`. Unset, nowhere."
         ),
     )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...] | None, NoDecode] = Field(
+        None,
+        validation_alias="USAGE_WEBHOOK_NETWORKS",
+        description=(
+            "Networks of your own, such as `10.0.0.0/8,fd00::/8`, whose addresses webhooks may "
+            "have. Unset, those of the Internet alone."
+        ),
+    )
+    mail_from: str | None = Field(
+        None,
+        validation_alias="USAGE_MAIL_FROM",
+        description="The sender of e-mails about limits.",
+    )
+    smtp_url: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_SMTP_URL",
+        description=(
+            "The mail server: `smtps://user:password@host:465`, or `smtp://host:587`, which is "
+            "STARTTLS where the server offers it. A password is sent encrypted only. Unset, no "
+            "e-mail is sent."
+        ),
+    )
     dagster_url: str = Field(
         "http://127.0.0.1:3000",
         validation_alias="USAGE_DAGSTER_URL",
@@ -246,6 +279,32 @@ class Settings(BaseSettings):
     def _http_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(("https://", "http://")):
             raise ValueError("not an http(s):// URL")
+        return value
+
+    @field_validator("webhook_networks", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _one_address(cls, value: str | None) -> str | None:
+        if value and not MAIL_ADDRESS.fullmatch(value):
+            raise ValueError("not one address")
+        return value
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _mail_server(cls, value: SecretStr | None, given: ValidationInfo) -> SecretStr | None:
+        if value:
+            parts = urlsplit(value.get_secret_value())
+            plain = not (parts.path.strip("/") or parts.query or parts.fragment)
+            if parts.scheme not in ("smtp", "smtps") or not parts.hostname or not plain:
+                raise ValueError("not an smtp(s):// URL")
+            if parts.port == 0 or not given.data.get("mail_from"):
+                raise ValueError("no port, or no sender")
         return value
 
     @field_validator("dagster_url")

@@ -29,7 +29,7 @@ MONTHS = (date(2024, 3, 1), date(2024, 4, 1))
 
 # Children are forked from a server that has imported everything and opened nothing.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "faults.child"])
+SERVER.set_forkserver_preload(["pytest", "faults.child", "faults.telling"])
 
 
 @dataclass(frozen=True)

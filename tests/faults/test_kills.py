@@ -178,7 +178,9 @@ def test_alerts_of_a_killed_run_are_told_once_even_in_a_new_month(
         house.run(day("2024-05-01"))
         assert database.query(status) == []
         assert database.query(alerts) == crossed
-        assert database.query("select event_type from usage.outbox") == [("usage.limit_exceeded",)]
+        assert database.query("select event_type from usage.outbox_messages") == [
+            ("usage.limit_exceeded",)
+        ]
     house.assert_at_rest()
 
 

@@ -160,9 +160,9 @@ def changes(source: AppDatabase) -> list[tuple[Any, ...]]:
 
 
 def messages(source: AppDatabase) -> list[tuple[Any, ...]]:
-    if source.query("select to_regclass('usage.outbox')") == [(None,)]:
+    if source.query("select to_regclass('usage.outbox_messages')") == [(None,)]:
         return []
-    rows = source.query("select event_type, payload from usage.outbox")
+    rows = source.query("select event_type, payload from usage.outbox_messages")
     return sorted(
         (
             event_type.removeprefix("usage.limit_"),

@@ -19,7 +19,7 @@ ROLES = ("usage_source", "usage_publisher", "usage_reader", "dagster")
 
 def statements() -> list[str]:
     """The README's SQL for an administrator, but for the database that the test has already."""
-    script = README.read_text("utf-8").split("```sql\n-- Reads six tables")[1].split("```")[0]
+    script = README.read_text("utf-8").split("```sql\n-- Reads seven tables")[1].split("```")[0]
     lines = [line for line in script.splitlines()[1:] if not line.startswith("--")]
     found = [statement.strip() for statement in "\n".join(lines).split(";") if statement.strip()]
     assert sum(statement.startswith("create role") for statement in found) == len(ROLES)
@@ -88,7 +88,7 @@ def test_the_roles_of_the_readme_are_enough(settings: Settings) -> None:
             f"source table {table}",
             f"permission denied for table {table}",
         )
-        for table in ("usage_events", "org_members", "subscriptions", "plan_limits")
+        for table in ("usage_events", "org_members", "subscriptions", "plan_limits", "org_webhooks")
     ]
     + [
         (

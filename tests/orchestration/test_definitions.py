@@ -15,7 +15,7 @@ import pytest
 from usage_pipeline.audit.gate import LANDING_EQUALS_SOURCE, ROLLUP_EQUALS_LANDING
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks.audit import GATE
-from usage_pipeline.orchestration.jobs import EXPORTS, MONTHLY, NIGHTLY
+from usage_pipeline.orchestration.jobs import DELIVERY, EXPORTS, MONTHLY, NIGHTLY
 from usage_pipeline.settings import Settings
 
 GROUPS = {"app_db", "landing", "staging", "usage", "platform", "reporting", "publishing"}
@@ -117,6 +117,7 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
         "source_schema_is_unchanged",
         "event_types_are_known",
         "alerts_are_raised",
+        "no_message_is_dead",
     }
 
 
@@ -196,14 +197,15 @@ def test_what_opens_the_warehouse_to_write_holds_the_pool(defs: dg.Definitions) 
 def test_job_selections(defs: dg.Definitions) -> None:
     selected = {
         name: {key.path[-1] for key in defs.resolve_job_def(name).asset_layer.selected_asset_keys}
-        for name in (NIGHTLY, MONTHLY, EXPORTS)
+        for name in (NIGHTLY, MONTHLY, EXPORTS, DELIVERY)
     }
     assert {"usage_events", "users", "stg_usage_events", "usage_daily"} <= selected[NIGHTLY]
     assert not selected[NIGHTLY] & {"usage_monthly", "usage_summary", "snapshot"}
     assert {"usage_monthly", "usage_summary"} <= selected[MONTHLY]
     assert {"snapshot", "parquet", "postgres"} <= selected[MONTHLY]
-    assert not selected[MONTHLY] & {"usage_events", "usage_daily", "user_exports"}
+    assert not selected[MONTHLY] & {"usage_events", "usage_daily", "user_exports", "deliveries"}
     assert selected[EXPORTS] == {"user_exports"}
+    assert selected[DELIVERY] == {"deliveries"}
     materializable = set().union(*selected.values())
     graph = defs.resolve_asset_graph()
     assert materializable == {key.path[-1] for key in graph.materializable_asset_keys}

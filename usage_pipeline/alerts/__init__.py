@@ -1,1 +1,1 @@
-"""What people and systems are told of published numbers, once."""
+"""What people and systems are told of published numbers, once. Reads what is published."""

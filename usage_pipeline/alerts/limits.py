@@ -17,6 +17,7 @@ from uuid import UUID
 from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts.events import LIMIT_EXCEEDED, LIMIT_RESOLVED, LIMIT_WARNING, spelled
 from usage_pipeline.alerts.outbox import Message
 from usage_pipeline.app_db.fingerprints import has_events
 from usage_pipeline.days import DayRange
@@ -32,7 +33,6 @@ DESCRIPTION = (
     "One row per subject, meter, month and threshold of a plan's limit that was crossed. State of "
     "its own, in Postgres only."
 )
-WARNING, EXCEEDED, RESOLVED = (f"usage.limit_{it}" for it in ("warning", "exceeded", "resolved"))
 
 # Which of the two ids are set follows from the scope, so that none needs a stand-in for null.
 _SUBJECT = "scope, coalesce(user_id, org_id), coalesce(org_id, user_id), metric_type"
@@ -121,26 +121,26 @@ class Crossing:
 
     def message(self, event_type: str = "") -> Message:
         """Of an event type; of the crossing itself unless given."""
-        event_type = event_type or (EXCEEDED if self.threshold >= 1 else WARNING)
+        event_type = event_type or (LIMIT_EXCEEDED if self.threshold >= 1 else LIMIT_WARNING)
         facts: dict[str, Any] = {
             "scope": self.scope,
-            "user_id": self.user_id and str(self.user_id),
-            "org_id": self.org_id and str(self.org_id),
+            "user_id": self.user_id,
+            "org_id": self.org_id,
             "metric_type": self.metric_type,
-            "month": self.month.isoformat(),
-            "threshold": _plain(self.threshold),
+            "month": self.month,
+            "threshold": spelled(self.threshold),
         }
         return Message(
             event_type,
-            ":".join([event_type, *(fact or "" for fact in facts.values())]),
+            ":".join([event_type, *(str(fact or "") for fact in facts.values())]),
             self.org_id,
             self.user_id,
             facts
             | {
-                "used_quantity": _plain(self.used_quantity),
-                "limit_quantity": _plain(self.limit_quantity),
+                "used_quantity": self.used_quantity,
+                "limit_quantity": self.limit_quantity,
                 "plan": self.plan,
-                "usage_date": self.usage_date.isoformat(),
+                "usage_date": self.usage_date,
                 "snapshot_id": self.snapshot_id,
             },
         )
@@ -345,7 +345,7 @@ class _Alerts:
             f" order by {_SUBJECT}, threshold desc"
         )
         messages = [crossing.message() for crossing in raised]
-        messages += [crossing.message(RESOLVED) for crossing in resolved]
+        messages += [crossing.message(LIMIT_RESOLVED) for crossing in resolved]
         outbox.add(self._cursor, self._schema, messages)
         return len(messages)
 
@@ -413,11 +413,3 @@ def _reaches(threshold: str) -> str:
         f"(status.used_quantity >= status.limit_quantity * {threshold}"
         " and (status.limit_quantity > 0 or status.used_quantity > 0))"
     )
-
-
-def _plain(number: Decimal | None) -> str | None:
-    """As JSON has it: digits, without zeros that say nothing."""
-    if number is None:
-        return None
-    text = format(number, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text

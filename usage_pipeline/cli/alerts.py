@@ -8,6 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from usage_pipeline.alerts import limits
+from usage_pipeline.alerts.events import as_json
 from usage_pipeline.cli.options import valid_settings
 from usage_pipeline.cli.show import out
 
@@ -30,14 +31,14 @@ def backfill(
     headings = ("scope", "user", "organisation", "metric", "month", *right)
     table = Table(*(Column(h, justify="right" if h in right else "left") for h in headings))
     for crossing in found:
-        facts = crossing.message().payload
-        cells = (
+        message = crossing.message()
+        facts = as_json(message.event_type, message.payload)
+        table.add_row(
             *(facts[name] or "" for name in ("scope", "user_id", "org_id", "metric_type")),
             facts["month"][:7],
             f"{crossing.threshold:.0%}",
             *(facts[name] or "" for name in ("used_quantity", "limit_quantity")),
         )
-        table.add_row(*cells)
     if found:
         out.print(table)
     messages = "1 message" if len(found) == 1 else f"{len(found):,} messages"

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import alerts, app_db, health, rollups, users
+from usage_pipeline.cli import alerts, app_db, health, rollups, users, webhooks
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -45,6 +45,13 @@ def alerts_group() -> None:
 
 alert_commands.command("backfill")(alerts.backfill)
 app.add_typer(alert_commands, name="alerts")
+
+webhook_commands = typer.Typer(help="Messages to webhooks and people.", no_args_is_help=True)
+webhook_commands.command("deliver")(webhooks.deliver)
+webhook_commands.command("test")(webhooks.test)
+webhook_commands.command("list")(webhooks.list_deliveries)
+webhook_commands.command("replay")(webhooks.replay)
+app.add_typer(webhook_commands, name="webhooks")
 
 app_db_commands = typer.Typer(
     help="The source's tables and sample data, for tests.",

@@ -11,7 +11,9 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
+from usage_pipeline.alerts import mail, outbox
 from usage_pipeline.app_db.fingerprints import FINGERPRINT_TIMEOUT
+from usage_pipeline.app_db.recipients import ADDRESSES, WEBHOOKS
 from usage_pipeline.app_db.session import source_query
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import (
@@ -49,6 +51,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _probe("meters file", lambda: f"{len(Rollup(settings).transformer.meters)} meters")
     yield from _source(settings)
     yield from _probe("publish database", lambda: _publish(settings))
+    if settings.smtp_url:
+        yield from _probe("mail server", lambda: _mail_server(settings))
     yield from _probe("Dagster storage", lambda: _storage(dagster_database_url(settings)))
     yield from _probe("Postgres extension of DuckDB", lambda: _extension(settings))
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,8 @@ def _source(settings: Settings) -> Iterator[Finding]:
         f"{skew.total_seconds():.1f} s apart from the source's",
         "Synchronise this machine's clock; schedules and day boundaries depend on it",
     )
-    for table in ("usage_events", *ACCOUNT_TABLES):
+    addresses = (ADDRESSES,) if settings.smtp_url else ()
+    for table in ("usage_events", *ACCOUNT_TABLES, WEBHOOKS, *addresses):
         yield from _probe(f"source table {table}", lambda table=table: _readable(url, table))
 
 
@@ -140,10 +145,26 @@ def _publish(settings: Settings) -> str:
         cursor.execute(
             sql.SQL("create table {} ()").format(sql.Identifier(schema, "usage_pipeline_doctor"))
         )
-        for table in ("snapshot", aggregations.NAME, *(t.name for t in SERVED_TABLES)):
+        for table in (
+            "snapshot",
+            aggregations.NAME,
+            *outbox.TABLES,
+            *(t.name for t in SERVED_TABLES),
+        ):
             _require_owner(cursor, table, schema)
         connection.rollback()
     return f"schema {schema} can be written"
+
+
+def _mail_server(settings: Settings) -> str:
+    try:
+        with mail.connected(settings):
+            return "answers"
+    except mail.NoServer as error:
+        raise UsagePipelineError(
+            f"The mail server of USAGE_SMTP_URL: {error}",
+            "Correct USAGE_SMTP_URL, or unset it to send no e-mail",
+        ) from None
 
 
 def _require_owner(cursor: Cursor, table: str, schema: str | None = None) -> None:

@@ -116,7 +116,8 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
         rollup.build_days(())
         limits.forget(settings, user_id)  # before and after, since publishing judges what was not
         rollup.publish(f"erasure-{uuid4()}")
-        limits.forget(settings, user_id)
+    limits.forget(settings, user_id)
+    if landed_manifests(settings):
         rollup.raise_alerts()
     with writer.exclusive(settings, "compacting"):
         for path in (settings.warehouse_path, published.own_path(settings)):

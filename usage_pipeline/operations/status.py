@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, date
 from decimal import Decimal
 
+from usage_pipeline.alerts import outbox
 from usage_pipeline.audit.freshness import freshness, last_publish
 from usage_pipeline.days import DayRange, ranges_of_days
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.landed_days import landed_manifests
 from usage_pipeline.landing.lost_events import refusal
 from usage_pipeline.landing.stale_days import days_to_repair
@@ -80,4 +82,24 @@ def summary(settings: Settings) -> Summary:
         at, run_id = last
         lines.append(f"Published: {at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, run {run_id[:8]}.")
     lines.append(str(seen))
+    if last:
+        messages, none_is_dead = _messages(settings)
+        lines += messages
+        healthy = healthy and none_is_dead
     return Summary(lines, healthy and seen.fresh and last is not None)
+
+
+def _messages(settings: Settings) -> tuple[list[str], bool]:
+    """What waits in the outbox, and whether nothing was given up lately."""
+    try:
+        found = outbox.waiting(settings)
+    except UsagePipelineError as error:
+        return [f"Messages cannot be read: {error}"], False
+    lines = []
+    if found.due or found.later:
+        lines.append(f"Messages: {found.due:,} wait to be sent, {found.later:,} to be sent again.")
+    if found.dead:
+        lines.append(f"Messages given up: {found.dead:,}. List them, and send them again:")
+        lines.append("  usage-pipeline webhooks list --state dead")
+        lines.append("  usage-pipeline webhooks replay --dead")
+    return lines, not found.dead

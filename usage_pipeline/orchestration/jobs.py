@@ -5,18 +5,21 @@ from __future__ import annotations
 import dagster as dg
 
 from usage_pipeline.orchestration.internals.job_type import AssetJob
+from usage_pipeline.orchestration.names import DELIVERIES
 
 NIGHTLY = "nightly_rollup"
 MONTHLY = "monthly_rollup"
 EXPORTS = "monthly_exports"
+DELIVERY = "deliver_messages"
 
 
 def build_jobs() -> list[AssetJob]:
-    """The three jobs, chained by sensors; each is partitioned as its assets are."""
+    """Three jobs chained by sensors, each partitioned as its assets are, and the one that sends."""
     daily = dg.AssetSelection.groups("landing", "staging") | dg.AssetSelection.tag("grain", "daily")
     monthly = dg.AssetSelection.tag("grain", "monthly") | dg.AssetSelection.tag("grain", "current")
     exported = dg.AssetSelection.assets("publishing/user_exports")
-    published = dg.AssetSelection.groups("publishing") - exported
+    sent = dg.AssetSelection.assets(DELIVERIES)
+    published = dg.AssetSelection.groups("publishing") - exported - sent
     return [
         dg.define_asset_job(
             NIGHTLY,
@@ -35,5 +38,10 @@ def build_jobs() -> list[AssetJob]:
             EXPORTS,
             selection=exported,
             description="Per-user CSV exports of a month.",
+        ),
+        dg.define_asset_job(
+            DELIVERY,
+            selection=sent,
+            description="Messages that are due, to webhooks and by e-mail.",
         ),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import duckdb
 
+from usage_pipeline.alerts.delivery import DeliveryReport
 from usage_pipeline.alerts.limits import SHOWN, AlertReport
 from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
@@ -20,6 +21,7 @@ from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
 PREVIEW_ROWS = 5
+REASONS_SHOWN = 20
 _BARS = "▁▂▃▄▅▆▇█"
 _DATE_COLUMNS = ("usage_date", "metric_date", "month")
 # What the application wrote there may be about a person, and Dagster keeps its log for ever.
@@ -58,6 +60,21 @@ def alerts_metadata(report: AlertReport) -> dict[str, Any]:
         ),
         "preview": dg.MetadataValue.md(_markdown(SHOWN, report.newest)),
         **({"remark": remark} if remark else {}),
+    }
+
+
+def delivery_metadata(report: DeliveryReport) -> dict[str, Any]:
+    """What one run of sending came to; no id, no address."""
+    return {
+        "dagster/row_count": report.delivered,
+        "delivered": report.delivered,
+        "to be sent again": report.failed,
+        "given up": report.dead,
+        "not to be sent": report.skipped,
+        "seconds": report.seconds,
+        "why not": dg.MetadataValue.md(
+            _markdown(("reason", "times"), report.reasons.most_common(REASONS_SHOWN))
+        ),
     }
 
 

@@ -2,7 +2,14 @@
 
 import dagster as dg
 
-from usage_pipeline.orchestration.assets import alerts, landing, models, outputs, source
+from usage_pipeline.orchestration.assets import (
+    alerts,
+    delivery,
+    landing,
+    models,
+    outputs,
+    source,
+)
 from usage_pipeline.orchestration.dbt_nodes import read_manifest
 from usage_pipeline.orchestration.partitions import Partitions
 from usage_pipeline.rollup import Rollup
@@ -25,4 +32,6 @@ def build_assets(
         outputs.publish(manifest, rollup.settings),
         alerts.usage_alerts(),
         outputs.user_exports(partitions),
+        delivery.rolled_up_messages(),
+        delivery.deliveries(),
     ]

@@ -11,6 +11,7 @@ SOURCE_TABLES = {
     "org_members": "Who belongs to which organisation.",
     "subscriptions": "Subscriptions of users and organisations.",
     "plan_limits": "What each plan includes.",
+    "org_webhooks": "Where organisations are told; read when something is sent, and not landed.",
 }
 
 

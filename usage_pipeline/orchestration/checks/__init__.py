@@ -3,6 +3,7 @@
 import dagster as dg
 
 from usage_pipeline.orchestration.checks.audit import audit
+from usage_pipeline.orchestration.checks.delivery import no_message_is_dead
 from usage_pipeline.orchestration.checks.freshness import yesterday_is_published
 from usage_pipeline.orchestration.checks.source import (
     event_types_are_known,
@@ -23,4 +24,5 @@ def build_checks(rollup: Rollup) -> list[dg.AssetChecksDefinition]:
         row_count_is_usual,
         source_schema_is_unchanged,
         event_types_are_known,
+        no_message_is_dead,
     ]

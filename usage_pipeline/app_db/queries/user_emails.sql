@@ -1,0 +1,1 @@
+select id, email, deleted_at from users

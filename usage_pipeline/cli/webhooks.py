@@ -1,0 +1,156 @@
+"""`webhooks`: what is told to organisations' systems, and to people."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.table import Column, Table
+
+from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts.delivery import deliver as send
+from usage_pipeline.alerts.outbox import State
+from usage_pipeline.alerts.webhooks import NoAnswer, Unusable, try_out
+from usage_pipeline.app_db.recipients import open_recipients
+from usage_pipeline.cli.options import valid_settings
+from usage_pipeline.cli.show import out, progress
+from usage_pipeline.errors import UsagePipelineError
+
+Webhook = Annotated[UUID | None, typer.Option(metavar="UUID", help="This webhook only.")]
+Org = Annotated[UUID | None, typer.Option(metavar="UUID", help="This organisation only.")]
+
+
+def deliver() -> None:
+    """Send what is due.
+
+    To webhooks, and by e-mail where `USAGE_SMTP_URL` is set. Under `up` this happens by itself.
+    What a receiver does not take is tried again by a later call, for two days. Exit code 1 when a
+    message was given up.
+
+    Example: `usage-pipeline webhooks deliver`
+    """
+    settings = valid_settings()
+    with progress("delivering") as (bar, task):
+        report = send(
+            settings,
+            lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+    out.print(
+        f"{report.delivered:,} delivered, {report.failed:,} to be sent again, "
+        f"{report.dead:,} given up, {report.skipped:,} without a recipient any more, "
+        f"in {report.seconds:.1f} s."
+    )
+    for reason, times in report.reasons.most_common():
+        out.print(f"  {times:,} times: {reason}", highlight=False)
+    if report.dead:
+        raise typer.Exit(1)
+
+
+def test(
+    org: Annotated[UUID, typer.Option(metavar="UUID", help="Whose webhooks.")],
+    webhook: Webhook = None,
+) -> None:
+    """Send a test event to an organisation's webhooks.
+
+    At once, and once: a signed `usage.test`, also to those that are not enabled. Exit code 1 when
+    one does not answer with a status of 200 to 299.
+
+    Example: `usage-pipeline webhooks test --org 7f1c9d52-0000-4000-8000-000000000000`
+    """
+    settings = valid_settings()
+    with open_recipients(settings) as source:
+        endpoints = [e for e in source.endpoints_of(org) if webhook in (None, e.webhook_id)]
+    if not endpoints:
+        raise UsagePipelineError(
+            "There is no such webhook", "Look at the organisation's rows in org_webhooks"
+        )
+    failed = False
+    for endpoint in endpoints:
+        started = time.perf_counter()
+        try:
+            answer = try_out(endpoint, settings.webhook_networks or ())
+            said, took = f"HTTP {answer.status}", 200 <= answer.status < 300
+        except (NoAnswer, Unusable) as error:
+            said, took = str(error), False
+        failed = failed or not took
+        out.print(
+            f"{'ok  ' if took else 'FAIL'} webhook {endpoint.webhook_id}"
+            f"{'' if endpoint.enabled else ' (disabled)'}: {said},"
+            f" {time.perf_counter() - started:.2f} s",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def list_deliveries(
+    state: Annotated[
+        State | None, typer.Option(help="Only such; default waiting and dead ones.")
+    ] = None,
+    org: Org = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
+) -> None:
+    """Show messages on their way, newest first.
+
+    By default those that wait, and those that were given up. Neither URLs nor addresses are shown.
+    Exit code 1 when a message was given up in the last week.
+
+    Example: `usage-pipeline webhooks list --state dead`
+    """
+    settings = valid_settings()
+    table = Table(
+        *("message", "event", "to", "state", Column("attempts", justify="right"), "next", "why"),
+        box=None,
+    )
+    for listed in outbox.listed(settings, state, org, limit):
+        due = listed.due_at.astimezone(UTC) if listed.state == "waiting" else None
+        table.add_row(
+            str(listed.message_id),
+            listed.event_type,
+            f"{listed.channel} {listed.recipient_id}",
+            listed.state,
+            str(listed.attempts),
+            ("now" if due <= datetime.now(UTC) else f"{due:%m-%d %H:%M} UTC") if due else "",
+            listed.reason or "",
+        )
+    found = outbox.waiting(settings)
+    if table.rows:
+        out.print(table, soft_wrap=True)
+    out.print(
+        f"{found.due:,} due, {found.later:,} to be sent again, {found.dead:,} given up in the last "
+        f"{outbox.SHOWN_FOR.days} days."
+    )
+    if found.dead:
+        raise typer.Exit(1)
+
+
+def replay(
+    message: Annotated[
+        UUID | None, typer.Argument(metavar="[MESSAGE]", help="Its id, as listed.")
+    ] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="All that were given up.")] = False,
+    webhook: Webhook = None,
+) -> None:
+    """Send messages again.
+
+    One, to all who should have it by now, delivered or not; or with `--dead` all that were given
+    up. They have the id that they had, so that a receiver knows them, and leave with the next
+    delivery.
+
+    Example: `usage-pipeline webhooks replay --dead`
+    """
+    settings = valid_settings()
+    if (message is None) == (not dead):
+        raise typer.BadParameter("Name a message, or give --dead")
+    again = outbox.replay(settings, message, webhook)
+    if not again:
+        raise UsagePipelineError(
+            "Nothing to send again", "List messages with `usage-pipeline webhooks list`"
+        )
+    out.print(f"{again:,} leave with the next `usage-pipeline webhooks deliver`, or under `up`.")
