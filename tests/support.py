@@ -14,6 +14,7 @@ from uuid import UUID
 
 import duckdb
 import psycopg2
+import psycopg2.extensions
 from psycopg2.extras import execute_values
 
 from usage_pipeline.audit.gate import blocking_failures
@@ -37,6 +38,10 @@ class AppDatabase:
     """A source database of one test."""
 
     url: str
+
+    @property
+    def name(self) -> str:
+        return str(psycopg2.extensions.parse_dsn(self.url)["dbname"])
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> None:
         connection = psycopg2.connect(self.url)

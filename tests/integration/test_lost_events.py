@@ -51,7 +51,6 @@ class Place:
 
     def __init__(self, database: AppDatabase, settings: Settings) -> None:
         self.database, self.settings = database, settings
-        database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
 
     def add(self, day: date, events: int = 5, first: int = 0) -> None:
         start = self.settings.day_start(day)
@@ -116,10 +115,11 @@ def _day(day: date) -> DayRange:
     return ranges_of_days([day])[0]
 
 
-@pytest.fixture
-def place(new_database: Any, make_settings: Any, tmp_path: Path) -> Place:
+@pytest.fixture(scope="module")
+def original(new_database: Any, make_settings: Any, tmp_path_factory: Any) -> Place:
     database = new_database()
-    meters = tmp_path / "meters.yml"
+    database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
+    meters = tmp_path_factory.mktemp("meters") / "meters.yml"
     meters.write_text(METER)
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url, USAGE_METERS_FILE=meters)
     made = Place(database, settings)
@@ -132,6 +132,14 @@ def place(new_database: Any, make_settings: Any, tmp_path: Path) -> Place:
         "month": (Decimal("15"), 10),
     }
     return made
+
+
+@pytest.fixture
+def place(original: Place, copy_of: Any, tmp_path: Path) -> Place:
+    meters = tmp_path / "meters.yml"
+    meters.write_text(METER)
+    database, settings = copy_of(original.database, original.settings)
+    return Place(database, settings.model_copy(update={"meters_file": meters}))
 
 
 def test_the_advice_to_lose_events_names_refused_days_only() -> None:

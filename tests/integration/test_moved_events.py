@@ -34,10 +34,13 @@ class Place:
 
     def __init__(self, database: AppDatabase, settings: Settings) -> None:
         self.database, self.settings = database, settings
-        database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
+
+    def begin(self) -> Place:
+        self.database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
         for on in (FIRST, SECOND, THIRD):
             self.add(on)
         self.roll_up(FIRST, SECOND, THIRD)
+        return self
 
     def add(self, on: date) -> None:
         self.database.insert(
@@ -83,10 +86,15 @@ def _hours(n: int) -> timedelta:
     return timedelta(hours=n)
 
 
-@pytest.fixture
-def place(new_database: Any, make_settings: Any) -> Place:
+@pytest.fixture(scope="module")
+def original(new_database: Any, make_settings: Any) -> Place:
     database = new_database()
-    return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url)).begin()
+
+
+@pytest.fixture
+def place(original: Place, copy_of: Any) -> Place:
+    return Place(*copy_of(original.database, original.settings))
 
 
 def test_it_is_taken_out_of_its_old_day_whichever_way_it_went(place: Place) -> None:
@@ -150,7 +158,7 @@ def test_two_rows_of_one_id_are_one_event_where_the_newest_is(
 ) -> None:
     database = new_database()
     database.execute("alter table usage_events drop constraint usage_events_pkey")
-    place = Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url))
+    place = Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url)).begin()
     newer = (_id(FIRST, 0), ADA, None, "api_call", None, "5", place.settings.day_start(THIRD))
     database.insert("usage_events", [newer])
     for _ in range(2):  # and it stays so
@@ -328,6 +336,12 @@ class TestWithManyEventsLanded:
     @pytest.fixture(autouse=True)
     def _many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", 0)
+
+    @pytest.fixture
+    def place(self, new_database: Any, make_settings: Any) -> Place:
+        """No copy, of which Postgres would have counted nothing."""
+        database = new_database()
+        return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url)).begin()
 
     @pytest.fixture
     def recent(self, place: Place) -> list[date]:
