@@ -31,8 +31,8 @@ QUICK_POINTS = (
 )
 KILLS_AT_RANDOM, QUICK_KILLS = 200, 2
 ALERTS_POINTS = (
-    "before limits are compared",
     "before alerts are committed",
+    "before limits are compared",
     "after alerts are committed",
 )
 
@@ -137,6 +137,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     thorough = metafunc.config.getoption("thorough")
     if "point" in metafunc.fixturenames:
         metafunc.parametrize("point", [*KILLS, *LOSSES] if thorough else [*QUICK_POINTS, *LOSSES])
+    if "alerts_point" in metafunc.fixturenames:
+        points = ALERTS_POINTS if thorough else ALERTS_POINTS[:1]
+        metafunc.parametrize("alerts_point", points)
     if "seed" in metafunc.fixturenames:
         metafunc.parametrize("seed", range(KILLS_AT_RANDOM if thorough else QUICK_KILLS))
 
@@ -153,7 +156,6 @@ def test_a_fault_at_a_point(house: House, undisturbed: Undisturbed, point: str) 
     repair(house, undisturbed, name)
 
 
-@pytest.mark.parametrize("alerts_point", ALERTS_POINTS)
 def test_alerts_of_a_killed_run_are_told_once_even_in_a_new_month(
     house: House, alerts_point: str
 ) -> None:

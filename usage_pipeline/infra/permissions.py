@@ -13,7 +13,7 @@ UMASK = 0o077  # of every process of the pipeline
 # What the pipeline writes into the home, up to the first dot: `warehouse` is a database, its log,
 # a state and a lock.
 _OWN = {
-    *("landing", "warehouse", "published", "serving", "exports", "audit", "erased_users"),
+    *("landing", "warehouse", "published", "serving", "exports", "audit", "alerts", "erased_users"),
     *("writer", "up", "dagster", "dbt", "postgres", "tmp"),
 }
 _BESIDE = {"sample"}  # which a checkout has in `data`, the default home
