@@ -291,7 +291,12 @@ class Rollup:
                 published stays.
         """
         with self.timings.stage("alerts"):
-            return rolled_up.announce(self.settings)
+            try:
+                return rolled_up.announce(self.settings)
+            except UsagePipelineError as error:
+                raise UsagePipelineError(
+                    f"Published, but no webhook was told: {error.problem}", error.remedy
+                ) from error
 
     def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         results: list[NodeResult] = []

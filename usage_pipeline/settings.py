@@ -180,7 +180,10 @@ class Settings(BaseSettings):
         validation_alias="USAGE_RUN_RETENTION_DAYS",
         ge=1,
         le=36_500,
-        description="Dagster's runs and logs that are older, and superseded, are deleted.",
+        description=(
+            "Dagster's runs and logs that are older, and superseded, are deleted, and messages "
+            "that nobody waits for."
+        ),
     )
     failure_webhook_url: SecretStr | None = Field(
         None,

@@ -221,22 +221,43 @@ def test_what_is_leased_is_left_alone_until_the_lease_is_over(
 
 
 @pytest.mark.parametrize(
-    ("attempts", "least", "most"),
+    ("before", "least", "most"),
     [
-        (1, timedelta(seconds=15), timedelta(seconds=30)),
-        (2, timedelta(seconds=45), timedelta(seconds=90)),
-        (4, timedelta(seconds=405), timedelta(seconds=810)),
-        (8, timedelta(seconds=32_805), timedelta(seconds=65_610)),
-        (9, timedelta(hours=12), timedelta(hours=24)),
-        (50, timedelta(hours=12), timedelta(hours=24)),
+        (0, timedelta(seconds=15), timedelta(seconds=30)),
+        (1, timedelta(seconds=45), timedelta(seconds=90)),
+        (3, timedelta(seconds=405), timedelta(seconds=810)),
+        (7, timedelta(seconds=32_805), timedelta(seconds=65_610)),
+        (8, timedelta(hours=12), timedelta(hours=24)),
     ],
 )
 def test_pauses_grow_to_a_day_and_are_not_alike(
-    attempts: int, least: timedelta, most: timedelta
+    before: int, least: timedelta, most: timedelta, settings: Settings, receiver: HttpReceiver
 ) -> None:
-    pauses = {outbox.delay(attempts) for _ in range(200)}
-    assert least <= min(pauses) <= max(pauses) <= most
-    assert max(pauses) - min(pauses) > (most - least) / 2
+    """Alike for the messages to one endpoint, which come back together."""
+    assert settings.app_database_url
+    source = AppDatabase(settings.app_database_url.get_secret_value())
+    for path in range(20):
+        webhook(source, f"{receiver.url}/{path}")
+        receiver.behaviours[f"/{path}"] = [status(500)]
+    add(settings, *(limit_message(f"message {n}") for n in range(3)))
+    deliver(settings)
+    source.execute("update usage.outbox_deliveries set attempts = %s, due_at = now()", [before])
+    source.execute("create table failed_at as select now() as at")
+    deliver(settings)
+    pauses = source.query(
+        "select recipient_id, extract(epoch from min(due_at) - at),"
+        " extract(epoch from max(due_at) - at) from usage.outbox_deliveries, failed_at"
+        " group by recipient_id, at"
+    )
+    source.execute("drop table failed_at")
+    assert len(pauses) == 20
+    slack = 30  # of the delivery itself
+    for _, first, last in pauses:
+        assert least.total_seconds() <= first <= last <= most.total_seconds() + slack
+        assert last - first < slack
+    if before:
+        shares = {round(float(first) / most.total_seconds(), 1) for _, first, _ in pauses}
+        assert len(shares) > 2
 
 
 def test_what_is_refused_ten_times_is_dead_and_can_be_sent_again(
@@ -492,3 +513,39 @@ def test_an_operator_sees_what_waits_and_sends_it_again(
     assert command("replay", str(message.message_id)).exit_code == 0
     assert "1 delivered" in command("deliver").output
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+
+
+def test_a_backlog_leaves_in_one_run_though_some_of_it_is_refused(
+    source: AppDatabase, settings: Settings, receiver: HttpReceiver
+) -> None:
+    webhook(source, f"{receiver.url}/mixed")
+    webhook(source, f"{receiver.url}/away")
+    receiver.behaviours["/mixed"] = [status(204), status(500), status(204)]
+    receiver.behaviours["/away"] = [status(500)]
+    add(settings, *(limit_message(f"message {n}") for n in range(120)))
+    report = deliver(settings)
+    assert (report.delivered, report.failed) == (119, 121)
+    assert len(receiver.at("/away")) == 50  # of which it took nothing: the others are not tried
+    assert outbox.waiting(settings) == outbox.Waiting(due=0, later=121)
+    assert waits(source) == (121, 0)
+
+
+def test_a_backlog_waits_for_the_pause_that_was_asked_for(
+    source: AppDatabase, settings: Settings, receiver: HttpReceiver
+) -> None:
+    webhook(source, f"{receiver.url}/hook")
+    receiver.behaviours["/hook"] = [status(429, Retry_After="7200")]
+    add(settings, *(limit_message(f"message {n}") for n in range(120)))
+    deliver(settings)
+    assert len(receiver.requests) == 1
+    attempts = "select attempts, count(*) from usage.outbox_deliveries group by 1 order by 1"
+    assert source.query(attempts) == [(0, 119), (1, 1)]
+    assert waits(source) == (120, 120)
+
+
+def waits(source: AppDatabase) -> tuple[int, int]:
+    """Deliveries that wait and that nobody has leased, and how many of them for two hours."""
+    return source.query(
+        "select count(*), count(*) filter (where due_at > now() + interval '119 min')"
+        " from usage.outbox_deliveries where state = 'waiting' and lease is null"
+    )[0]

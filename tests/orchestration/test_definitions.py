@@ -118,6 +118,7 @@ def test_every_model_is_an_asset_and_every_dbt_test_a_check(
         "event_types_are_known",
         "alerts_are_raised",
         "no_message_is_dead",
+        "changed_days_are_told",
     }
 
 

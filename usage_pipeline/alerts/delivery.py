@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Event
 from uuid import UUID, uuid4
@@ -33,7 +33,7 @@ from usage_pipeline.settings import Settings
 ENDPOINTS_AT_ONCE = 64
 MAILS_AT_ONCE = 2  # conversations with the mail server
 A_TURN = 50  # messages leased together
-ADDRESSED_TOGETHER = 1_000
+ADDRESSED_TOGETHER = 10_000
 RUN_SECONDS = 600.0  # what is due after that, or comes due meanwhile, is for the next run
 _RECORD_SECONDS = 0.2
 # No attempt begins that could outlast its lease.
@@ -110,7 +110,10 @@ class _Run:
         self._progress = progress
         self._lease = uuid4()
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
-        self._busy: dict[Future[None], UUID | None] = {}  # with the endpoint; None for mails
+        self._busy: dict[
+            Future[Outcome | None], UUID | None
+        ] = {}  # with the endpoint; None for mails
+        self._unwilling: set[UUID] = set()  # endpoints of which nothing came; for another run
         self._stopped = Event()
 
     def until_nothing_is_due(self) -> None:
@@ -125,19 +128,20 @@ class _Run:
                     if not self._busy:
                         return
                     done, _ = wait(self._busy, _RECORD_SECONDS, FIRST_COMPLETED)
-                    self._record()
                     for future in done:
-                        self._busy.pop(future)
-                        future.result()
+                        webhook, refused = self._busy.pop(future), future.result()
+                        if webhook and refused:
+                            self._refuse_all(webhook, refused)
+                    self._record()
             finally:
                 self._stopped.set()
 
     def _turns(self) -> list[tuple[UUID | None, Turn]]:
         """Lease what is due, as far as threads are free for it."""
         self._address()
-        busy = [webhook for webhook in self._busy.values() if webhook]
-        free = ENDPOINTS_AT_ONCE - len(busy)
-        webhooks_due = outbox.due_webhooks(self._cursor, self._schema, busy, free) if free else []
+        busy = {webhook for webhook in self._busy.values() if webhook}
+        but, free = busy | self._unwilling, ENDPOINTS_AT_ONCE - len(busy)
+        webhooks_due = outbox.due_webhooks(self._cursor, self._schema, but, free) if free else []
         endpoints = self._source.endpoints(webhooks_due)
         turns: list[tuple[UUID | None, Turn]] = []
         for webhook in webhooks_due:
@@ -148,13 +152,15 @@ class _Run:
                 turns.append((None, self._mails(claimed)))
         return turns
 
-    def _claim(self, channel: str, recipient: UUID | None = None) -> list[Delivery]:
+    def _claim(
+        self, channel: str, recipient: UUID | None = None, limit: int | None = A_TURN
+    ) -> list[Delivery]:
         return outbox.claim(
             self._cursor,
             self._schema,
             self._lease,
             channel=channel,
-            limit=A_TURN,
+            limit=limit,
             recipient=recipient,
         )
 
@@ -180,8 +186,10 @@ class _Run:
             ),
         )
 
-    def _take(self, turn: Turn) -> None:
-        """In a thread of its own: report each outcome as it is known."""
+    def _take(self, turn: Turn) -> Outcome | None:
+        """In a thread of its own: report each outcome as it is known. Gives the last one when none
+        of all was final."""
+        last, final = None, False
         until = time.monotonic() + _TURN_SECONDS
         left = {id(delivery): delivery for delivery in turn.deliveries}
         try:
@@ -190,9 +198,18 @@ class _Run:
             ):
                 left.pop(id(outcome.delivery))
                 self._outcomes.put(outcome)
+                last, final = outcome, final or outcome.state != "waiting"
+            return None if final else last
         finally:
             for delivery in left.values():
                 self._outcomes.put(Outcome(delivery, "postponed"))
+
+    def _refuse_all(self, webhook: UUID, refused: Outcome) -> None:
+        """What an endpoint that took nothing has to get besides goes the same way, untried: else
+        each of its turns would be waited for."""
+        self._unwilling.add(webhook)
+        for delivery in self._claim(WEBHOOK, webhook, limit=None):
+            self._outcomes.put(replace(refused, delivery=delivery))
 
     def _record(self) -> None:
         outcomes = [self._outcomes.get() for _ in range(self._outcomes.qsize())]

@@ -327,10 +327,11 @@ def claim(
     lease: UUID,
     *,
     channel: str,
-    limit: int,
+    limit: int | None,
     recipient: UUID | None = None,
 ) -> list[Delivery]:
-    """Lease deliveries whose time has come, of one recipient where it is named, oldest first."""
+    """Lease deliveries whose time has come, of one recipient where it is named: the oldest first,
+    then those that failed before, in any order, so that none of them stands in front each time."""
     only = "" if recipient is None else " and recipient_id = %(recipient)s"
     cursor.execute(
         f"""
@@ -375,7 +376,8 @@ def claim(
         )
         for message, way, to, tries, event, org, user, payload, created_at in cursor.fetchall()
     ]
-    return sorted(claimed, key=lambda delivery: delivery.created_at)
+    random.shuffle(claimed)
+    return sorted(claimed, key=lambda it: (it.attempts > 0, it.attempts or it.created_at))
 
 
 def record(cursor: Cursor, schema: str, lease: UUID, outcomes: Sequence[Outcome]) -> None:
@@ -390,7 +392,7 @@ def record(cursor: Cursor, schema: str, lease: UUID, outcomes: Sequence[Outcome]
             str(outcome.delivery.recipient_id),
             outcome.state,
             int(outcome.end not in ("skipped", "postponed")),
-            _time_until_next(outcome),
+            _time_until_next(outcome, lease),
             outcome.reason,
         )
         for outcome in outcomes
@@ -423,17 +425,20 @@ def record(cursor: Cursor, schema: str, lease: UUID, outcomes: Sequence[Outcome]
     )
 
 
-def _time_until_next(outcome: Outcome) -> timedelta:
+def _time_until_next(outcome: Outcome, lease: UUID) -> timedelta:
+    """What failed for one recipient comes back together, so that one attempt tells for all; what
+    failed for several does not."""
     after = min(outcome.after, LONGEST_DELAY)
-    return after if outcome.end == "postponed" else max(after, delay(outcome.delivery.attempts + 1))
+    if outcome.end == "postponed":
+        return after
+    share = random.Random(f"{lease} {outcome.delivery.recipient_id}").uniform(0.5, 1)
+    return max(after, delay(outcome.delivery.attempts + 1) * share)
 
 
 def delay(attempts: int) -> timedelta:
-    """How long to wait after so many attempts. Not the same for all, so that those that failed
-    together do not come back together."""
+    """How long to wait at most after so many attempts; at least half of it."""
     seconds = FIRST_DELAY.total_seconds() * FACTOR ** (attempts - 1)
-    longest = timedelta(seconds=min(seconds, LONGEST_DELAY.total_seconds()))
-    return longest * random.uniform(0.5, 1)
+    return timedelta(seconds=min(seconds, LONGEST_DELAY.total_seconds()))
 
 
 def waiting(settings: Settings) -> Waiting:

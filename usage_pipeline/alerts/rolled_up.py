@@ -60,6 +60,18 @@ def announce(settings: Settings) -> int:
         return added
 
 
+def is_behind(settings: Settings) -> bool:
+    """Whether something was published whose changed days nobody was told of.
+
+    Raises:
+        UsagePipelineError: nothing is published, or the publish database fails.
+    """
+    with published.reading(settings) as db, outbox.opened(settings) as cursor:
+        found = db.execute("select published_at from snapshot").fetchone()
+        since = _announced_until(cursor, settings.publish_schema)
+        return bool(found and since and since < found[0])
+
+
 def _announced_until(cursor: Cursor, schema: str) -> datetime | None:
     """Up to which publish was told; locked until the transaction ends."""
     cursor.execute(f'lock table "{schema}".outbox_progress in share row exclusive mode')

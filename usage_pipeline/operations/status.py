@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date
 from decimal import Decimal
 
-from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts import outbox, rolled_up
 from usage_pipeline.audit.freshness import freshness, last_publish
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
@@ -90,16 +90,19 @@ def summary(settings: Settings) -> Summary:
 
 
 def _messages(settings: Settings) -> tuple[list[str], bool]:
-    """What waits in the outbox, and whether nothing was given up lately."""
+    """What waits in the outbox, and whether all is in it and nothing was given up lately."""
     try:
-        found = outbox.waiting(settings)
+        found, behind = outbox.waiting(settings), rolled_up.is_behind(settings)
     except UsagePipelineError as error:
         return [f"Messages cannot be read: {error}"], False
     lines = []
+    if behind:
+        lines.append("Changed days are published that nobody was told of. Roll up:")
+        lines.append("  usage-pipeline rollup")
     if found.due or found.later:
         lines.append(f"Messages: {found.due:,} wait to be sent, {found.later:,} to be sent again.")
     if found.dead:
         lines.append(f"Messages given up: {found.dead:,}. List them, and send them again:")
         lines.append("  usage-pipeline webhooks list --state dead")
         lines.append("  usage-pipeline webhooks replay --dead")
-    return lines, not found.dead
+    return lines, not (found.dead or behind)

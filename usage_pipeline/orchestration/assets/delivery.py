@@ -1,8 +1,12 @@
 """Messages: which days have new totals, and their way to webhooks and people."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
+from usage_pipeline.alerts import limits
 from usage_pipeline.alerts.delivery import deliver
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.failures import one_line_failures
 from usage_pipeline.orchestration.metadata import delivery_metadata
 from usage_pipeline.orchestration.names import DELIVERIES, MESSAGES, OWNERS
@@ -24,12 +28,30 @@ def rolled_up_messages() -> dg.AssetsDefinition:
         ),
         owners=OWNERS,
         kinds={"postgres", "table"},
+        check_specs=[
+            dg.AssetCheckSpec(
+                "changed_days_are_told",
+                asset=MESSAGES,
+                description=(
+                    "Days whose published totals changed were put into the outbox. Otherwise the "
+                    "next rollup makes up for it; what was published stays."
+                ),
+            )
+        ],
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
-    def rolled_up_messages(rollup: dg.ResourceParam[Rollup]) -> dg.MaterializeResult:
-        with one_line_failures():
+    def rolled_up_messages(
+        rollup: dg.ResourceParam[Rollup],
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        try:
             added = rollup.announce_days()
-        return dg.MaterializeResult(metadata={"messages added": added})
+        except UsagePipelineError as error:
+            yield dg.AssetCheckResult(passed=False, metadata={"failure": str(error)})
+            with one_line_failures():
+                raise
+        yield dg.MaterializeResult(
+            metadata={"messages added": added}, check_results=[dg.AssetCheckResult(passed=True)]
+        )
 
     return rolled_up_messages
 
@@ -39,7 +61,7 @@ def deliveries() -> dg.AssetsDefinition:
 
     @dg.asset(
         key=DELIVERIES,
-        deps=[MESSAGES, WEBHOOKS],
+        deps=[MESSAGES, ["publishing", limits.NAME], WEBHOOKS],
         group_name="publishing",
         description=(
             "Messages of the outbox that are due, sent: signed webhooks to organisations, e-mails "
