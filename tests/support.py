@@ -23,7 +23,7 @@ from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing.publisher import PublishReport
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import aggregations
-from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
+from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES
 from usage_pipeline.settings import Settings
 
 # Columns that say when the pipeline did something, not what the numbers are.
@@ -183,12 +183,12 @@ def assert_published_alike(settings: Settings, url: str) -> dict[str, list[Row]]
 
 
 def numbers_only(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Tables without the columns that say when the pipeline ran, and without the ledger, which
-    says how the numbers came about."""
+    """Tables without the columns that say when the pipeline ran, and without the ledger and what
+    else says how the numbers came about."""
     return {
         name: _sorted({c: v for c, v in row.items() if c not in BOOKKEEPING} for row in rows)
         for name, rows in tables.items()
-        if name != LEDGER
+        if name not in RECORDS
     }
 
 

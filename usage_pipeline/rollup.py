@@ -259,6 +259,7 @@ class Rollup:
                 ranges,
                 run_id,
                 self.transformer.version,
+                meters=self.transformer.meters,
                 may_shrink=self.allow_fewer_events,
             )
             self.pending.remove(ranges)

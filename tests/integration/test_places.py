@@ -29,6 +29,7 @@ meters:
   - {key: api_call, event_type: api_call, aggregation: sum, value: quantity, unit: calls,
      dimensions: {path: $.path}}
   - {key: tokens, event_type: ai_tokens_used, aggregation: sum, value: quantity, unit: tokens}
+  - {key: most_tokens, event_type: ai_tokens_used, aggregation: max, value: quantity}
 """
 # One more in the last digit of one column of each table.
 DIGIT = {
@@ -43,6 +44,7 @@ DIGIT = {
     "usage_reconciliation": "landed_sum",
     "calendar": "ends_at",
     "snapshot": "run_id",
+    "usage_snapshots": "run_id",
 }
 
 
@@ -71,7 +73,7 @@ class World:
         roll_up(settings, self.days)
         self.older = settings.home / "older.duckdb"
         shutil.copy(settings.snapshot_path, self.older)
-        source.execute("update usage_events set quantity = quantity + 1 where quantity = 1")
+        source.execute("update usage_events set quantity = quantity + 1")
         roll_up(settings, self.days)
         self.published = assert_published_alike(settings, source.url)
         assert all(self.published.values()), "every table has rows to tamper with"

@@ -24,9 +24,10 @@ from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing import postgres_tables
 from usage_pipeline.publishing.changes import TableChange
+from usage_pipeline.publishing.identity import SCHEMA_VERSION
 from usage_pipeline.publishing.publisher import PublishReport, publish
 from usage_pipeline.publishing.snapshot import ensure_snapshot
-from usage_pipeline.serving.tables import SERVED_TABLES
+from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES
 from usage_pipeline.settings import Settings
 
 ADA, BOB, ORG = (f"{i:08x}-0000-4000-8000-000000000000" for i in (0xADA, 0xB0B, 0x0A6))
@@ -227,10 +228,10 @@ def assert_equal_everywhere(settings: Settings) -> None:
     with open_duckdb(settings.warehouse_path) as db:
         db.execute(f"attach '{settings.published_path}' as published (read_only)")
         for table in SERVED_TABLES:
-            if table.name == "usage_restatements":  # written by publishing itself
-                ledger = in_snapshot(settings, table.name)
-                assert in_postgres(settings, table.name) == ledger
-                assert in_parquet(settings, table.name) == ledger
+            if table.name in RECORDS:  # written by publishing itself
+                recorded = in_snapshot(settings, table.name)
+                assert in_postgres(settings, table.name) == recorded
+                assert in_parquet(settings, table.name) == recorded
                 continue
             wanted = db.execute(f"select * from {table.name}").fetchall()
             found = in_snapshot(settings, table.name)
@@ -348,6 +349,7 @@ def test_only_changed_rows_and_months_are_written(settings: Settings) -> None:
         "parquet/snapshot/data.parquet",
         "parquet/usage_daily/month=2025-04-01/data.parquet",
         "parquet/usage_restatements/month=2025-04-01/data.parquet",
+        "parquet/usage_snapshots/data.parquet",
     }
 
 
@@ -839,7 +841,8 @@ def of_version_1(settings: Settings) -> Settings:
             f" '{parquet}/usage_daily/month=2025-03-01/data.parquet' (format parquet)"
         )
     marker = parquet / "_snapshot.json"
-    marker.write_text(marker.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    now, then = (f'"schema_version": {version}' for version in (SCHEMA_VERSION, 1))
+    marker.write_text(marker.read_text().replace(now, then))
     for role in ("analyst", "clerk"):
         query_postgres(
             settings,
@@ -976,19 +979,22 @@ def test_a_user_and_a_period_are_found_by_an_index(settings: Settings) -> None:
     publish(settings, [DayRange(date(2024, 3, 1), date(2025, 4, 2))], "run-1", "v1")
     query_postgres(settings, "analyze usage.usage_daily; analyze usage.usage_monthly")
     user = "user_id = md5('u7')::uuid"
-    for where in (
+    aggregations = [
         f"{user} and period_type = 'daily' and period_start = '2024-07-01 00:00+00'",
         f"{user} and period_type = 'monthly' and period_start = '2024-07-01 00:00+00'",
         f"{user} and period_start between '2024-07-01 00:00+00' and '2024-07-31 00:00+00'",
         f"{user} and org_id = '{ORG}' and period_type = 'daily'"
         " and period_start >= '2024-07-01 00:00+00' and period_end <= '2024-08-01 00:00+00'",
+    ]
+    for relation, where in (
+        *(("usage_aggregations", where) for where in aggregations),
+        ("usage_daily_as_of(now())", f"{user} and usage_date = '2024-07-01'"),
+        ("usage_monthly_as_of(now())", f"{user} and month = '2024-07-01'"),
     ):
-        plan = query_postgres(
-            settings, f"explain select * from usage.usage_aggregations where {where}"
-        )
+        plan = query_postgres(settings, f"explain select * from usage.{relation} where {where}")
         text = "\n".join(line for (line,) in plan)
-        assert "Seq Scan on usage_daily" not in text, text
-        assert "Seq Scan on usage_monthly" not in text, text
+        assert "Seq Scan on usage_daily " not in text, text
+        assert "Seq Scan on usage_monthly " not in text, text
         assert "Index" in text
 
 
@@ -1052,7 +1058,7 @@ def test_the_greatest_uuid_is_no_null_on_older_servers(settings: Settings) -> No
         assert_equal_everywhere(settings)
 
 
-def publish_from_a_new_home(settings: Settings, keep: str, **words: bool) -> None:
+def publish_from_a_new_home(settings: Settings, keep: str, **words: Any) -> None:
     """As if USAGE_HOME had been lost, and some of its days were rolled up in another one."""
     settings.published_path.unlink()
     shutil.rmtree(settings.serving_dir)

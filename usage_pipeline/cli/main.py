@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import alerts, app_db, health, rollups, users, webhooks
+from usage_pipeline.cli import alerts, answers, app_db, health, rollups, users, webhooks
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -27,6 +27,7 @@ app.command()(rollups.rollup)
 app.command()(rollups.demo)
 app.command()(rollups.up)
 app.command()(health.reconcile)
+app.command()(answers.explain)
 app.command()(users.export)
 app.command("erase-user")(users.erase_user)
 app.command()(health.status)

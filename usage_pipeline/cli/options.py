@@ -42,6 +42,9 @@ DayAfterLast = Annotated[
     date | None,
     typer.Option(parser=_day, metavar="DATE", help="The day after the last; default today."),
 ]
+Day = Annotated[
+    date | None, typer.Option(parser=_day, metavar="DATE", help="One day of the month.")
+]
 Month = Annotated[date, typer.Option(parser=_month, metavar="YYYY-MM", help="The month.")]
 
 

@@ -53,6 +53,11 @@ class Meter:
         return [*value, *self.filter, *self.dimensions.values()]
 
     @property
+    def adds_up(self) -> bool:
+        """Whether totals of days, users and organisations add up to those of all of them."""
+        return self.aggregation in ("sum", "count")
+
+    @property
     def counts_every_event(self) -> bool:
         """Whether each valid event of the type counts, with its quantity."""
         return not (self.value or self.filter)

@@ -1,9 +1,10 @@
-"""The form in which dbt gets the meters, and what tells one state of them from another."""
+"""The forms in which dbt and readers get the meters, and what tells one state from another."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from usage_pipeline.meters.event_data import json_path
@@ -36,3 +37,26 @@ def dbt_vars(meters: list[Meter]) -> dict[str, Any]:
 def meters_version(meters: list[Meter]) -> str:
     """A hash that changes when a number could: key, type, aggregation, paths; not the prose."""
     return hashlib.sha256(json.dumps(dbt_vars(meters), sort_keys=True).encode()).hexdigest()[:16]
+
+
+# What a number is made by, and said with; not who is told of it.
+_PUBLISHED = (
+    "key",
+    "event_type",
+    "aggregation",
+    "value",
+    "filter",
+    "dimensions",
+    "unit",
+    "description",
+)
+
+
+def spelled_meters(meters: Iterable[Meter]) -> str:
+    """Meters as JSON, prose included, as they are published with the numbers made by them."""
+    return json.dumps([{name: getattr(m, name) for name in _PUBLISHED} for m in meters])
+
+
+def read_meters(spelled: str) -> list[Meter]:
+    """The meters of `spelled_meters`."""
+    return [Meter(**fields) for fields in json.loads(spelled)]

@@ -15,7 +15,7 @@ import duckdb
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.publishing.identity import Snapshot
-from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES, ServedTable
+from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES, ServedTable
 from usage_pipeline.settings import Settings
 
 INSTANT = "TIMESTAMP WITH TIME ZONE"
@@ -110,7 +110,7 @@ def compare_all(
             first=base is None,
         )
         for table in SERVED_TABLES
-        if table.name != LEDGER
+        if table.name not in RECORDS
     ]
 
 

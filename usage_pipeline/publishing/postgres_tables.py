@@ -16,8 +16,13 @@ from usage_pipeline.days import ranges_of_days
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.duckdb_files import quoted
 from usage_pipeline.publishing.changes import Delta, within
-from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
-from usage_pipeline.serving import aggregations
+from usage_pipeline.publishing.identity import (
+    SCHEMA_VERSION,
+    STAMPED,
+    Snapshot,
+    written_by_newer,
+)
+from usage_pipeline.serving import aggregations, as_of
 from usage_pipeline.serving.tables import SERVED_TABLES, STAMPS
 
 READER_ROLE = "usage_reader"
@@ -80,7 +85,7 @@ class PostgresTables:
         if recorded and not follows and not may_shrink:
             self._require_days_kept(db, source, first=base is None)
         for delta in deltas:
-            unstamped = version < SCHEMA_VERSION and {*STAMPS} <= delta.columns.keys()
+            unstamped = version < STAMPED and {*STAMPS} <= delta.columns.keys()
             if self._create(delta):
                 self._load(db, source, delta)
                 self._index(delta)
@@ -94,6 +99,7 @@ class PostgresTables:
             elif not delta.empty:
                 self._apply_changes(db, source, delta)
         self._create_view()
+        self._create_functions()
         self._cursor.execute(f"delete from {self._name('snapshot')}")
         self._cursor.execute(
             f"insert into {self._name('snapshot')}"
@@ -226,6 +232,22 @@ class PostgresTables:
             self._cursor.execute(f"create view {name} as {query}")
             self._grant_again(aggregations.NAME)
         self._cursor.execute("drop view pg_temp.wanted")
+
+    def _create_functions(self) -> None:
+        """Create or replace those that are not as they should be; their grants stay."""
+        schema = f'"{self._schema}".'
+        for name, query in (
+            (as_of.DAILY, as_of.daily(schema)),
+            (as_of.MONTHLY, as_of.monthly("postgres", schema)),
+        ):
+            function = f"{self._name(name)}(timestamptz)"
+            defined = "select prosrc from pg_proc where oid = to_regprocedure(%s)"
+            if self._fetch(defined, function) != [(query,)]:
+                columns = ", ".join(f"{c} {kind}" for c, kind in as_of.COLUMNS[name].items())
+                self._cursor.execute(
+                    f"create or replace function {self._name(name)}(moment timestamptz)"
+                    f" returns table ({columns}) language sql stable parallel safe as $${query}$$"
+                )
 
     def _drop(self, relation: str) -> None:
         """Drop a table or view, if it is there; what was granted on it is granted again later."""
@@ -502,10 +524,12 @@ class PostgresTables:
         """Let dashboards read, where an administrator has made the role for them."""
         # Not on all tables of the schema: another role's view there is not ours to grant.
         names = ("snapshot", aggregations.NAME, *(table.name for table in SERVED_TABLES))
+        functions = ", ".join(f"{self._name(name)}(timestamptz)" for name in as_of.COLUMNS)
         if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
             self._cursor.execute(
                 f'grant usage on schema "{self._schema}" to {READER_ROLE};'
-                f" grant select on {', '.join(map(self._name, names))} to {READER_ROLE}"
+                f" grant select on {', '.join(map(self._name, names))} to {READER_ROLE};"
+                f" grant execute on function {functions} to {READER_ROLE}"
             )
 
     def _temporary(self, name: str, query: str) -> None:

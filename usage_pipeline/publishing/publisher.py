@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,8 +27,16 @@ from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
+from usage_pipeline.meters.meter import Meter
+from usage_pipeline.meters.version import spelled_meters
 from usage_pipeline.publishing import ledger
 from usage_pipeline.publishing.changes import Delta, TableChange, compare_all, count
+from usage_pipeline.publishing.history import (
+    additive_metrics,
+    published_meters,
+    replaced_months,
+    this_publish,
+)
 from usage_pipeline.publishing.identity import Snapshot, recorded_snapshot
 from usage_pipeline.publishing.ledger import MONTHS_DIGESTED, restated
 from usage_pipeline.publishing.parquet import ParquetFiles
@@ -83,6 +91,7 @@ def publish(
     run_id: str,
     built_with: str,
     *,
+    meters: Sequence[Meter] = (),
     may_shrink: bool = False,
 ) -> PublishReport:
     """Make the warehouse's rows what readers see. The caller is the single writer.
@@ -92,6 +101,7 @@ def publish(
         ranges: local days whose rows may have changed; their months are compared as well.
         run_id: recorded with the snapshot and the restatements.
         built_with: version of models and meters that built the warehouse.
+        meters: that built it; recorded with the publish.
         may_shrink: whether days that only Postgres has may go; see `PostgresTables.write`.
 
     Raises:
@@ -106,26 +116,36 @@ def publish(
             load_postgres_extension(db)
             db.execute(f"attach '{quoted(settings.warehouse_path)}' as warehouse (read_only)")
             published.attach(settings, db)
-            base = snapshot = recorded_snapshot(db)
-            new = Snapshot(str(uuid4()), datetime.now(UTC), run_id, settings.timezone)
+            base = recorded_snapshot(db)
+            new = Snapshot(str(uuid4()), _now(base), run_id, settings.timezone)
+            known = published_meters(db)
             with report.timed("compare"):
                 deltas = compare_all(db, settings, ranges, base, new.published_at)
-                deltas.append(restated(db, settings, deltas, base, new, built_with=built_with))
+                additive = additive_metrics(db, meters)
+                old_months = replaced_months(
+                    db, settings, deltas, known or meters, new, additive=additive
+                )
+                ledgers = restated(
+                    db, settings, deltas, base, new, built_with=built_with, additive=additive
+                )
+                deltas += [ledgers, old_months]
                 unseen = count(
                     db,
                     f"from ({days_published(ranges)}) as days anti join"
                     " published.main.published_days using (usage_date)",
                 )
-            report.tables = {delta.table.name: delta.change for delta in deltas}
-            if base is None or unseen or not all(delta.empty for delta in deltas):
+            others = known is None or spelled_meters(known) != spelled_meters(meters)
+            if base is None or unseen or others or not all(delta.empty for delta in deltas):
                 report.changed = True
-                snapshot = new
+            snapshot = new if base is None or report.changed else base
+            deltas.append(this_publish(db, new, meters, changed=report.changed))
+            report.tables = {delta.table.name: delta.change for delta in deltas}
+            if report.changed:
                 with report.timed("snapshot"):
                     build_snapshot(db, settings.published_path, work / STATE, deltas, snapshot)
                     note_days(db, ranges, built_with)
                     db.execute("checkpoint serving")
                     published.stage(settings, work / STATE, copy)
-            assert snapshot is not None
             source = "serving" if report.changed else "published"
             report.restated = ledger.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
             parquet = ParquetFiles(settings, work / "parquet")
@@ -145,6 +165,12 @@ def publish(
     report.snapshot_id = snapshot.snapshot_id
     report.snapshot_bytes = settings.snapshot_path.stat().st_size
     return report
+
+
+def _now(base: Snapshot | None) -> datetime:
+    """The time of a publish: later than the one before, whatever was done to the clock."""
+    now = datetime.now(UTC)
+    return max(now, base.published_at + timedelta(microseconds=1)) if base else now
 
 
 def repair(

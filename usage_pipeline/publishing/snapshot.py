@@ -13,7 +13,7 @@ from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.publishing.changes import Delta, columns_of, same, taken_over, within
 from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
-from usage_pipeline.serving import aggregations, published
+from usage_pipeline.serving import aggregations, as_of, published
 from usage_pipeline.settings import Settings
 
 STATE = "published.duckdb"  # the next state, in the publish's scratch directory
@@ -28,7 +28,18 @@ _BOOKKEEPING = """
     create table if not exists usage_restatements (
         usage_date date, user_id uuid, org_id uuid, metric_type varchar, restated_at timestamptz,
         old_quantity decimal(38, 9), new_quantity decimal(38, 9),
-        old_event_count bigint, new_event_count bigint, cause varchar, run_id varchar
+        old_event_count bigint, new_event_count bigint, cause varchar, run_id varchar,
+        old_published_at timestamptz
+    );
+    alter table usage_restatements add column if not exists old_published_at timestamptz;
+    create table if not exists usage_monthly_history (
+        month date, user_id uuid, org_id uuid, metric_type varchar, replaced_at timestamptz,
+        total_quantity decimal(38, 9), event_count bigint, active_days bigint,
+        published_at timestamptz
+    );
+    create table if not exists usage_snapshots (
+        snapshot_id varchar, published_at timestamptz, run_id varchar, timezone varchar,
+        meters_version varchar, meters varchar
     );
     create table if not exists usage_reconciliation (
         usage_date date, metric_type varchar,
@@ -179,6 +190,7 @@ def build_snapshot(
         if delta.fresh:
             db.execute(f"insert into {served} {taken_over(db, delta, snapshot.published_at)}")
     _create_view(db)
+    _create_macros(db)
     db.execute("delete from serving.main.snapshot")
     db.execute(
         "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
@@ -192,3 +204,12 @@ def _create_view(db: duckdb.DuckDBPyConnection) -> None:
     if ("serving", aggregations.NAME) in db.execute(tables).fetchall():  # up to version 1
         db.execute(f"drop table {name}")
     db.execute(f"create or replace view {name} as {aggregations.definition('json')}")
+
+
+def _create_macros(db: duckdb.DuckDBPyConnection) -> None:
+    """They name tables of the file that they are in, which has to be the current one meanwhile."""
+    ((current,),) = db.execute("select current_database()").fetchall()
+    db.execute("use serving")
+    for name, query in ((as_of.DAILY, as_of.daily()), (as_of.MONTHLY, as_of.monthly("duckdb"))):
+        db.execute(f"create or replace macro {name}(moment) as table {query}")
+    db.execute(f"use {current}")

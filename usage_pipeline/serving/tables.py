@@ -15,6 +15,9 @@ import yaml
 from usage_pipeline.settings import DBT_PROJECT_DIR
 
 LEDGER = "usage_restatements"
+PUBLISHES = "usage_snapshots"
+OLD_MONTHS = "usage_monthly_history"
+RECORDS = (LEDGER, PUBLISHES, OLD_MONTHS)  # written by publishing itself, and only added to
 # When a row was first published, and when its numbers last changed.
 STAMPS = ("created_at", "updated_at")
 
@@ -87,15 +90,44 @@ SERVED_TABLES = (
         ),
     ),
     ServedTable(
-        "usage_restatements",
+        LEDGER,
         key=("usage_date", *_PERSON, "metric_type", "restated_at"),
         nullable=_PERSON,
         dated="usage_date",
-        indexes=(("restated_at",),),
+        indexes=(("restated_at",), ("user_id", "usage_date")),
         model=False,
         description=(
             "The ledger, one row per later change of a published number: old and new quantity and "
             "event count, cause and run."
         ),
     ),
+    ServedTable(
+        OLD_MONTHS,
+        key=("month", *_PERSON, "metric_type", "replaced_at"),
+        nullable=_PERSON,
+        dated="month",
+        grain="month",
+        indexes=(("user_id", "month"),),
+        model=False,
+        description=(
+            "Numbers of months that were published before, of meters whose months are no sums of "
+            "days; `usage_monthly_as_of` reads them."
+        ),
+    ),
+    ServedTable(
+        PUBLISHES,
+        key=("snapshot_id",),
+        windowed=False,
+        indexes=(("published_at",),),
+        model=False,
+        description=(
+            "One row per publish that changed something: id, time, run, time zone, and the meters "
+            "that it was made with."
+        ),
+    ),
 )
+
+
+def served(name: str) -> ServedTable:
+    """The published table of that name."""
+    return next(table for table in SERVED_TABLES if table.name == name)
