@@ -347,16 +347,13 @@ def test_the_page_fits_the_terminal(world: World, columns: int) -> None:
 @pytest.fixture
 def alert(world: World) -> Iterator[None]:
     world.source.execute(
-        "create table usage.usage_alerts (scope text, user_id uuid, org_id uuid, metric_type text,"
-        " month date, threshold numeric, used_quantity numeric, limit_quantity numeric,"
-        " usage_date date, snapshot_id text, raised_at timestamptz, resolved_at timestamptz,"
-        " recrossed_at timestamptz);"
-        "insert into usage.usage_alerts values ('org', null, %s, 'calls', '2024-03-01', 0.8, 9, 10,"
-        " '2024-03-30', 'x', '2024-04-01 06:00+00', null, null)",
+        "insert into usage.usage_alerts (scope, org_id, metric_type, month, threshold,"
+        " used_quantity, limit_quantity, usage_date, snapshot_id, raised_at) values ('org', %s,"
+        " 'calls', '2024-03-01', 0.8, 9, 10, '2024-03-30', 'x', '2024-04-01 06:00+00')",
         (ACME,),
     )
     yield
-    world.source.execute("drop table usage.usage_alerts")
+    world.source.execute("delete from usage.usage_alerts")
 
 
 def test_an_alert_that_the_number_raised_is_told(world: World, alert: None) -> None:
