@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 from usage_pipeline.alerts import outbox
 from usage_pipeline.alerts.delivery import deliver
 from usage_pipeline.alerts.outbox import Message, Outcome
-from usage_pipeline.cli import show
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
@@ -472,7 +471,6 @@ def command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     monkeypatch.setenv("USAGE_HOME", str(settings.home))
     monkeypatch.setenv("USAGE_APP_DATABASE_URL", settings.app_database_url.get_secret_value())
     monkeypatch.setenv("USAGE_WEBHOOK_NETWORKS", "127.0.0.0/8")
-    monkeypatch.setattr(show.out, "width", 200)
     return lambda *arguments: CliRunner().invoke(app, ["webhooks", *arguments])
 
 
@@ -512,7 +510,8 @@ def test_an_operator_sees_what_waits_and_sends_it_again(
     assert "1 times: HTTP 410: it wants no more messages" in result.output
     result = command("list")
     assert result.exit_code == 1
-    for shown in (str(message.message_id), str(hook), "usage.limit_warning", "dead", "HTTP 410"):
+    message_id = receiver.requests[0].headers["webhook-id"]
+    for shown in (message_id, str(hook), "usage.limit_warning", "dead", "HTTP 410"):
         assert shown in result.output
     assert receiver.url not in result.output
     assert str(hook) not in command("list", "--org", str(OTHER_ORG)).output
@@ -523,7 +522,8 @@ def test_an_operator_sees_what_waits_and_sends_it_again(
     result = command("deliver")
     assert (result.exit_code, "1 delivered" in result.output) == (0, True)
     assert command("list").exit_code == 0
-    assert command("replay", str(message.message_id)).exit_code == 0
+    assert command("replay", message_id).exit_code == 0
+    assert command("replay", "msg_none").exit_code == 2
     assert "1 delivered" in command("deliver").output
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
 

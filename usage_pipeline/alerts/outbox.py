@@ -120,6 +120,11 @@ class Delivery:
     created_at: datetime
 
 
+def known_as(message_id: UUID) -> str:
+    """How receivers, and operators who hear of them, know a message: its `webhook-id`."""
+    return f"msg_{message_id.hex}"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an attempt went, or why there was none.
