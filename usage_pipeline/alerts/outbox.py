@@ -120,6 +120,11 @@ class Delivery:
     created_at: datetime
 
 
+def known_as(message_id: UUID) -> str:
+    """How receivers, and operators who hear of them, know a message: its `webhook-id`."""
+    return f"msg_{message_id.hex}"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an attempt went, or why there was none.
@@ -169,6 +174,16 @@ def opened(settings: Settings) -> Iterator[Cursor]:
         yield cursor
 
 
+@contextmanager
+def existing(settings: Settings) -> Iterator[Cursor | None]:
+    """The publish database, in one transaction; None where it has no outbox yet, nor gets one."""
+    with (
+        connect(publish_database_url(settings), VARIABLE) as connection,
+        connection.cursor() as cursor,
+    ):
+        yield cursor if _exists(cursor, settings.publish_schema) else None
+
+
 def ensure(cursor: Cursor, schema: str) -> None:
     """Create the tables that are absent, and add columns that older ones lack.
 
@@ -212,6 +227,10 @@ def _complete(cursor: Cursor, schema: str) -> bool:
         there.get(table, [])[: len(columns)] == [_name(column) for column in columns]
         for table, columns in _TABLES.items()
     )
+
+
+def _exists(cursor: Cursor, schema: str) -> bool:
+    return _columns(cursor, schema).keys() == _TABLES.keys()
 
 
 def _columns(cursor: Cursor, schema: str) -> dict[str, list[str]]:
@@ -444,11 +463,8 @@ def delay(attempts: int) -> timedelta:
 def waiting(settings: Settings) -> Waiting:
     """What is in the outbox; nothing where there is none yet."""
     schema = settings.publish_schema
-    with (
-        connect(publish_database_url(settings), VARIABLE) as connection,
-        connection.cursor() as cursor,
-    ):
-        if not _complete(cursor, schema):
+    with existing(settings) as cursor:
+        if cursor is None:
             return Waiting()
         cursor.execute(
             f"""
@@ -483,7 +499,9 @@ class Listed:
 
 def listed(settings: Settings, state: State | None, org: UUID | None, limit: int) -> list[Listed]:
     """The newest deliveries: of a state, else those that wait or are dead."""
-    with opened(settings) as cursor:
+    with existing(settings) as cursor:
+        if cursor is None:
+            return []
         cursor.execute(
             f"""
             select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
@@ -534,11 +552,8 @@ def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> 
 
 def prune(settings: Settings, before: datetime) -> int:
     """Delete messages from before then that nobody waits for; gives how many."""
-    with (
-        connect(publish_database_url(settings), VARIABLE) as connection,
-        connection.cursor() as cursor,
-    ):
-        if not _complete(cursor, settings.publish_schema):
+    with existing(settings) as cursor:
+        if cursor is None:
             return 0
         cursor.execute(
             f"""
@@ -556,7 +571,7 @@ def prune(settings: Settings, before: datetime) -> int:
 def forget(cursor: Cursor, schema: str, user_id: UUID) -> None:
     """Delete what tells of a person, and what was or is to be told to them, in the caller's
     transaction."""
-    if not _complete(cursor, schema):
+    if not _exists(cursor, schema):
         return
     person = f"%{user_id}%"
     cursor.execute(

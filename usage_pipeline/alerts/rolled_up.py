@@ -30,6 +30,10 @@ def announce(settings: Settings) -> int:
     """
     with published.reading(settings) as db, outbox.opened(settings) as cursor:
         found = db.execute("select snapshot_id, published_at, timezone from snapshot").fetchone()
+        # One at a time, until the transaction ends.
+        cursor.execute(
+            f'lock table "{settings.publish_schema}".outbox_progress in share row exclusive mode'
+        )
         since = _announced_until(cursor, settings.publish_schema)
         if found is None or (since and since >= found[1]):
             return 0
@@ -66,15 +70,14 @@ def is_behind(settings: Settings) -> bool:
     Raises:
         UsagePipelineError: nothing is published, or the publish database fails.
     """
-    with published.reading(settings) as db, outbox.opened(settings) as cursor:
+    with published.reading(settings) as db, outbox.existing(settings) as cursor:
         found = db.execute("select published_at from snapshot").fetchone()
-        since = _announced_until(cursor, settings.publish_schema)
+        since = _announced_until(cursor, settings.publish_schema) if cursor else None
         return bool(found and since and since < found[0])
 
 
 def _announced_until(cursor: Cursor, schema: str) -> datetime | None:
-    """Up to which publish was told; locked until the transaction ends."""
-    cursor.execute(f'lock table "{schema}".outbox_progress in share row exclusive mode')
+    """Up to which publish was told; None before the first look."""
     cursor.execute(f'select announced_until from "{schema}".outbox_progress')
     row = cursor.fetchone()
     return row[0] if row else None

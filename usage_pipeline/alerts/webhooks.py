@@ -31,7 +31,7 @@ from urllib3.exceptions import (
 from urllib3.util import Url, parse_url
 
 from usage_pipeline.alerts.events import TEST, as_json
-from usage_pipeline.alerts.outbox import LONGEST_DELAY, Delivery, Outcome
+from usage_pipeline.alerts.outbox import LONGEST_DELAY, Delivery, Outcome, known_as
 from usage_pipeline.app_db.recipients import Endpoint
 from usage_pipeline.infra.outbound import Network, NotAllowed, addresses, time_limit
 
@@ -241,16 +241,15 @@ def try_out(endpoint: Endpoint, networks: Collection[Network]) -> Answer:
     payload = as_json(TEST, {"org_id": endpoint.org_id, "webhook_id": endpoint.webhook_id})
     receiver = Receiver(endpoint, networks)
     try:
-        return receiver.post(f"msg_{uuid4().hex}", body_of(TEST, datetime.now(UTC), payload))
+        return receiver.post(known_as(uuid4()), body_of(TEST, datetime.now(UTC), payload))
     finally:
         receiver.close()
 
 
 def as_request(delivery: Delivery) -> tuple[str, str]:
     """`webhook-id` and body of a message; the same at each attempt."""
-    return f"msg_{delivery.message_id.hex}", body_of(
-        delivery.event_type, delivery.created_at, delivery.payload
-    )
+    body = body_of(delivery.event_type, delivery.created_at, delivery.payload)
+    return known_as(delivery.message_id), body
 
 
 def body_of(event_type: str, at: datetime, payload: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.table import Column, Table
 
 from usage_pipeline.alerts import outbox
 from usage_pipeline.alerts.delivery import deliver as send
@@ -21,6 +20,13 @@ from usage_pipeline.errors import UsagePipelineError
 
 Webhook = Annotated[UUID | None, typer.Option(metavar="UUID", help="This webhook only.")]
 Org = Annotated[UUID | None, typer.Option(metavar="UUID", help="This organisation only.")]
+
+
+def _message_id(text: str) -> UUID:
+    try:
+        return UUID(text.removeprefix("msg_"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not the id of a message; see list") from None
 
 
 def deliver() -> None:
@@ -104,24 +110,21 @@ def list_deliveries(
     Example: `usage-pipeline webhooks list --state dead`
     """
     settings = valid_settings()
-    table = Table(
-        *("message", "event", "to", "state", Column("attempts", justify="right"), "next", "why"),
-        box=None,
-    )
+    # A line each, of whatever length: ids are to be copied, and lines to be searched.
     for listed in outbox.listed(settings, state, org, limit):
-        due = listed.due_at.astimezone(UTC) if listed.state == "waiting" else None
-        table.add_row(
-            str(listed.message_id),
-            listed.event_type,
-            f"{listed.channel} {listed.recipient_id}",
-            listed.state,
-            str(listed.attempts),
-            ("now" if due <= datetime.now(UTC) else f"{due:%m-%d %H:%M} UTC") if due else "",
-            listed.reason or "",
+        due = listed.due_at.astimezone(UTC)
+        again = "due" if due <= datetime.now(UTC) else f"again {due:%Y-%m-%d %H:%M} UTC"
+        out.print(
+            f"{outbox.known_as(listed.message_id)} {listed.event_type}"
+            f" to {listed.channel} {listed.recipient_id}:"
+            f" {again if listed.state == 'waiting' else listed.state}"
+            f", {listed.attempts} attempt{'' if listed.attempts == 1 else 's'}"
+            f"{f', {listed.reason}' if listed.reason else ''}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
     found = outbox.waiting(settings)
-    if table.rows:
-        out.print(table, soft_wrap=True)
     out.print(
         f"{found.due:,} due, {found.later:,} to be sent again, {found.dead:,} given up in the last "
         f"{outbox.SHOWN_FOR.days} days."
@@ -132,7 +135,8 @@ def list_deliveries(
 
 def replay(
     message: Annotated[
-        UUID | None, typer.Argument(metavar="[MESSAGE]", help="Its id, as listed.")
+        UUID | None,
+        typer.Argument(parser=_message_id, metavar="[MESSAGE]", help="Its id, as listed."),
     ] = None,
     dead: Annotated[bool, typer.Option("--dead", help="All that were given up.")] = False,
     webhook: Webhook = None,
