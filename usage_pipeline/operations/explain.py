@@ -15,7 +15,7 @@ import duckdb
 
 from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra.databases import publish_database_url
+from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.duckdb_files import exact_sum, open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.landing import erased_users
