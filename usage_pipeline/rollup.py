@@ -302,9 +302,9 @@ class Rollup:
     def _build_days(self, ranges: Iterable[DayRange]) -> list[NodeResult]:
         results: list[NodeResult] = []
         unbuilt = self.pending.begin(ranges)
-        passes = list(self._passes(unbuilt))
-        for done, days in enumerate(passes):
-            self.progress(f"building days {days}", done, len(passes))
+        windows = list(passes(self.settings, unbuilt))
+        for done, days in enumerate(windows):
+            self.progress(f"building days {days}", done, len(windows))
             # with the table of manifests, which may have changed since staging was built
             results = _added(results, self.transformer.run("stg_landed_days tag:daily", days))
         self.pending.finish(unbuilt)
@@ -361,19 +361,6 @@ class Rollup:
         )
         return proof_results(lines, time.perf_counter() - started)
 
-    def _passes(self, ranges: list[DayRange]) -> Iterator[DayRange]:
-        """Ranges cut so that one dbt pass reads a bounded number of events."""
-        manifests = landed_manifests(self.settings)
-        for days in ranges:
-            start, events = days.start, 0
-            for day in days.days():
-                rows = manifests[day].rows if day in manifests else 0
-                if events and events + rows > EVENTS_A_PASS:
-                    yield DayRange(start, day)
-                    start, events = day, 0
-                events += rows
-            yield DayRange(start, days.end)
-
     @contextmanager
     def _writing(self, purpose: str, stage: str) -> Iterator[None]:
         self.progress(purpose, 0, 1)
@@ -388,6 +375,20 @@ class Rollup:
                 )
             with self.timings.stage(stage):
                 yield
+
+
+def passes(settings: Settings, ranges: Iterable[DayRange]) -> Iterator[DayRange]:
+    """Ranges cut so that one dbt pass reads a bounded number of events."""
+    manifests = landed_manifests(settings)
+    for days in ranges:
+        start, events = days.start, 0
+        for day in days.days():
+            rows = manifests[day].rows if day in manifests else 0
+            if events and events + rows > EVENTS_A_PASS:
+                yield DayRange(start, day)
+                start, events = day, 0
+            events += rows
+        yield DayRange(start, days.end)
 
 
 def _added(before: list[NodeResult], last: list[NodeResult]) -> list[NodeResult]:

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import alerts, answers, app_db, health, rollups, users, webhooks
+from usage_pipeline.cli import alerts, answers, app_db, health, meters, rollups, users, webhooks
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -53,6 +53,15 @@ webhook_commands.command("test")(webhooks.test)
 webhook_commands.command("list")(webhooks.list_deliveries)
 webhook_commands.command("replay")(webhooks.replay)
 app.add_typer(webhook_commands, name="webhooks")
+
+meter_commands = typer.Typer(
+    help="What a change of the meters file does.",
+    no_args_is_help=True,
+)
+meter_commands.command("plan")(meters.plan)
+meter_commands.command("apply")(meters.apply)
+meter_commands.command("diff")(meters.diff)
+app.add_typer(meter_commands, name="meters")
 
 app_db_commands = typer.Typer(
     help="The source's tables and sample data, for tests.",
