@@ -21,8 +21,8 @@ import yaml
 from usage_pipeline.alerts import limits
 from usage_pipeline.alerts.events import EVENTS, Payload
 from usage_pipeline.cli.main import app
-from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import SERVED_TABLES
+from usage_pipeline.serving.views import VIEWS
 from usage_pipeline.settings import DBT_PROJECT_DIR, PROJECT_DIR, Settings
 
 DOCS = PROJECT_DIR / "docs"
@@ -84,7 +84,7 @@ def outputs() -> str:
         for table in SERVED_TABLES
     )
     others = (
-        (f"`{aggregations.NAME}`", "id", _first_sentence(aggregations.DESCRIPTION)),
+        *((f"`{v.name}`", ", ".join(v.key), _first_sentence(v.description)) for v in VIEWS),
         (f"`{limits.NAME}`", ", ".join(limits.KEY), limits.DESCRIPTION),
     )
     return _table(("table", "key", "holds"), [*rows, *others])

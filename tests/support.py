@@ -22,15 +22,13 @@ from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.publishing.publisher import PublishReport
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.serving import aggregations
 from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES
+from usage_pipeline.serving.views import RELATIONS
 from usage_pipeline.settings import Settings
 
 # Columns that say when the pipeline did something, not what the numbers are.
 BOOKKEEPING = {"created_at", "updated_at", "detected_at", "checked_at"}
 Row = dict[str, Any]
-# In DuckDB and Postgres; Parquet cannot hold the view.
-RELATIONS = (*(table.name for table in SERVED_TABLES), aggregations.NAME)
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def postgres_tables(url: str, schema: str = "usage") -> dict[str, list[Row]]:
 
 
 def assert_published_alike(settings: Settings, url: str) -> dict[str, list[Row]]:
-    """The three outputs hold the same rows; gives them, those of the view as well."""
+    """The three outputs hold the same rows; gives them, those of the views as well."""
     snapshot, parquet, postgres = (
         snapshot_tables(settings),
         parquet_tables(settings),

@@ -101,8 +101,12 @@ def test_example_environment_names_exactly_the_settings() -> None:
 def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
     documented = {row[0]: row[1] for row in _rows(_section(README, "Outputs"))}
     tables = {table.name: ", ".join(table.key) for table in SERVED_TABLES}
-    alerts = "scope, user_id, org_id, metric_type, month, threshold"
-    assert documented == {**tables, "usage_aggregations": "id", "usage_alerts": alerts}
+    assert documented == {
+        **tables,
+        "usage_aggregations": "id",
+        "usage_forecast": "scope, user_id, org_id, metric_type, forecast_date",
+        "usage_alerts": "scope, user_id, org_id, metric_type, month, threshold",
+    }
 
 
 def test_commands_fit_into_the_list_of_help() -> None:

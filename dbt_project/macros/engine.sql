@@ -194,6 +194,13 @@
   coalesce(try({{ used }} >= {{ limit }} * {{ share }}), {{ ratio }} >= {{ share }})
 {%- endmacro %}
 
+{% macro estimate(value) -%} {{ adapter.dispatch('estimate')(value) }} {%- endmacro %}
+{#
+  A number to estimate with, which has 15 digits and is quick to divide by; never a total. What is
+  added up over rows is a decimal still, since the order of rows is nobody's.
+#}
+{% macro duckdb__estimate(value) -%} cast({{ value }} as double) {%- endmacro %}
+
 {% macro difference(left, right) -%} {{ adapter.dispatch('difference')(left, right) }} {%- endmacro %}
 {# left - right of two DECIMAL(38,9); null when that cannot be held. #}
 {% macro duckdb__difference(left, right) -%} try({{ left }} - {{ right }}) {%- endmacro %}
@@ -212,12 +219,19 @@
 {% macro instant_type() -%} {{ adapter.dispatch('instant_type')() }} {%- endmacro %}
 {% macro duckdb__instant_type() -%} timestamptz {%- endmacro %}
 
+{% macro weekday_of(day) -%} {{ adapter.dispatch('weekday_of')(day) }} {%- endmacro %}
+{# 1 is Monday, 7 is Sunday. #}
+{% macro duckdb__weekday_of(day) -%} cast(extract(isodow from {{ day }}) as integer) {%- endmacro %}
+
 {# What dbt itself dispatches, under names that read well in models. #}
 {% macro text_type() -%} {{ dbt.type_string() }} {%- endmacro %}
 {% macro add_days(column, days) -%} cast({{ dbt.dateadd('day', days, column) }} as date) {%- endmacro %}
 {% macro month_of(column) -%} cast({{ dbt.date_trunc('month', column) }} as date) {%- endmacro %}
 {% macro next_month(column) -%}
   cast({{ dbt.dateadd('month', 1, dbt.date_trunc('month', column)) }} as date)
+{%- endmacro %}
+{% macro days_between(earlier, later) -%}
+  cast({{ dbt.datediff(earlier, later, 'day') }} as integer)
 {%- endmacro %}
 {% macro months_between(earlier, later) -%}
   cast({{ dbt.datediff(earlier, later, 'month') }} as bigint)

@@ -14,6 +14,8 @@ from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from forecasts import WEEKDAYS, fit, last_turn
+
 EXACT = Context(prec=80, rounding=ROUND_HALF_UP)
 NINE = Decimal("1e-9")
 TOO_GREAT = Decimal("1e29")
@@ -163,6 +165,9 @@ class Oracle:
             "user_retention_monthly": list(self._retention()),
             "usage_summary": list(self._summary()),
             "usage_limit_status": list(self._limit_status()),
+            "usage_forecast_models": list(self._forecast_models(daily)),
+            "usage_forecast_accuracy": [],  # of forecasts, for which these histories are too short
+            "usage_forecast": [],
             "usage_daily_by_dimension": list(self._dimensions()),
             "invalid_usage_events": [
                 {
@@ -447,6 +452,38 @@ class Oracle:
     def _generosity(self, plan: str, metric: str) -> Decimal:
         limit = self.limits[plan, metric]
         return Decimal("Infinity") if limit is None else max(limit, Decimal(-1))
+
+    def _forecast_models(self, daily: list[Row]) -> Iterator[Row]:
+        amounts: dict[Group, dict[date, Decimal | None]] = defaultdict(dict)
+        for row in daily:
+            user, org, metric = row["user_id"], row["org_id"], row["metric_type"]
+            scopes: list[Group] = [("user", user, org), ("platform", None, None)]
+            if org:
+                scopes.append(("org", None, org))
+            if self.of[metric].aggregation in ("sum", "count"):
+                for scope in scopes:
+                    of_day = amounts[(*scope, metric)]
+                    known = of_day.get(row["usage_date"], Decimal(0))
+                    of_day[row["usage_date"]] = EXACT.add(known or 0, row["total_quantity"])
+        for (scope, user, org, metric), of_subject in amounts.items():
+            end = self.last
+            if scope != "platform":
+                end = last_turn(self.last, user or org, 14 if user else 7)
+            model = fit(
+                {d: q for d, q in of_subject.items() if q is not None}, self.landed, end, None
+            )
+            if model:
+                assert model.level is None
+                yield {
+                    "scope": scope,
+                    "user_id": user,
+                    "org_id": org,
+                    "metric_type": metric,
+                    "as_of_date": end,
+                    "history_days": model.history_days,
+                    **dict.fromkeys(("level", "trend", "spread", *WEEKDAYS)),
+                    "may_be_negative": model.may_be_negative,
+                }
 
     def _dimensions(self) -> Iterator[Row]:
         for meter in self.meters:

@@ -43,6 +43,8 @@ DIGIT = {
     "usage_restatements": "new_quantity",
     "usage_reconciliation": "landed_sum",
     "calendar": "ends_at",
+    "usage_forecast_models": "level",
+    "usage_forecast_accuracy": "mase",
     "snapshot": "run_id",
     "usage_snapshots": "run_id",
 }
@@ -59,17 +61,19 @@ def raised(column: str) -> str:
 
 
 class World:
-    """Three days of a sample, with an invalid event and a restatement; published once."""
+    """Days of a sample, enough for forecasts, with an invalid event and a restatement."""
 
     def __init__(self, source: AppDatabase, settings: Settings) -> None:
         self.source, self.settings = source, settings
         today = settings.today()
-        load_sample(source.url, events=600, days=3, users=40, seed=1, end=today, zone=settings.zone)
+        load_sample(
+            source.url, events=900, days=30, users=40, seed=1, end=today, zone=settings.zone
+        )
         source.execute(
             "update usage_events set quantity = 'NaN' where id = (select min(id::text)::uuid"
             " from usage_events where event_type = 'api_call')"
         )
-        self.days = DayRange(today - timedelta(days=3), today)
+        self.days = DayRange(today - timedelta(days=30), today)
         roll_up(settings, self.days)
         self.older = settings.home / "older.duckdb"
         shutil.copy(settings.snapshot_path, self.older)

@@ -69,6 +69,14 @@ WAREHOUSE_TABLES = {
     "usage_limit_status": "scope varchar, user_id uuid, org_id uuid, metric_type varchar,"
     " month date, plan varchar, used_quantity decimal(38,9), limit_quantity decimal(38,9),"
     " used_ratio decimal(38,9), status varchar",
+    "usage_forecast_models": "scope varchar, user_id uuid, org_id uuid, metric_type varchar,"
+    " as_of_date date, history_days bigint, level decimal(38,9), trend decimal(38,9),"
+    " monday decimal(38,9), tuesday decimal(38,9), wednesday decimal(38,9),"
+    " thursday decimal(38,9), friday decimal(38,9), saturday decimal(38,9),"
+    " sunday decimal(38,9), spread decimal(38,9), may_be_negative boolean",
+    "usage_forecast_accuracy": "scope varchar, metric_type varchar, horizon integer,"
+    " mase decimal(38,9), naive_mase decimal(38,9), coverage decimal(38,9), series bigint,"
+    " as_of_date date",
     "usage_daily_by_dimension": "usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
     " dimension varchar, dimension_value varchar, total_quantity decimal(38,9),"
     " event_count bigint",
@@ -119,6 +127,15 @@ ROWS = f"""
         ('user', '{ADA}', null, 'api_call', '2025-04-01', 'free', -3.25, null, null, 'ok'),
         ('org', null, '{ORG}', 'api_call', '2025-04-01', 'team', 1.5, 1.5, 1, 'exceeded'),
         ('member', '{ADA}', '{ORG}', 'api_call', '2025-04-01', 'team', null, 0, null, null);
+    insert into usage_forecast_models values
+        ('platform', null, null, 'api_call', '2025-04-01', 56, 5.25, 0.125, 1, 1, 1, 1, 1, 1, 0.5,
+         1.75, false),
+        ('user', '{ADA}', null, 'api_call', '2025-03-31', 56, -0.000000001, 0, 1, 1, 1, 1, 1, 1, 1,
+         0, true),
+        ('user', '{ADA}', '{ORG}', 'api_call', '2025-03-31', 2, null, null, null, null, null, null,
+         null, null, null, null, false);
+    insert into usage_forecast_accuracy values
+        ('platform', 'api_call', 7, 0.9, 1, 0.857142857, 1, '2025-04-01');
     insert into platform_metrics_daily values
         ('2025-04-01', 2, 0, 2, 2, 2, 0.333333333, 1, 0, 1, 0, 5);
     insert into usage_daily_by_dimension values

@@ -34,8 +34,9 @@ from usage_pipeline.publishing.changes import (
     same,
 )
 from usage_pipeline.publishing.postgres_tables import postgres_type
-from usage_pipeline.serving import aggregations, published
+from usage_pipeline.serving import published
 from usage_pipeline.serving.tables import SERVED_TABLES, ServedTable
+from usage_pipeline.serving.views import VIEWS
 from usage_pipeline.settings import Settings
 
 LINES_A_TABLE = 20
@@ -43,8 +44,13 @@ PLACES = ("snapshot", "parquet", "postgres")
 
 # Not served by a model, but in all three places.
 _IDENTITY = ServedTable("snapshot", key=("snapshot_id",), windowed=False, model=False)
-# Not in Parquet; made anew with the tables that it reads.
-_VIEW = ServedTable(aggregations.NAME, key=("id",), dated="period_start", model=False)
+# Not in Parquet; made anew with the tables that they read.
+_VIEWS = {
+    ServedTable(
+        view.name, key=view.key, dated=view.dated, windowed=view.dated is not None, model=False
+    ): view
+    for view in VIEWS
+}
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 
 
@@ -167,13 +173,14 @@ class _Comparison:
             self._unlike["snapshot", log.name] = Unlike("snapshot", log.name, lines=[line])
         for table in (*SERVED_TABLES, _IDENTITY):
             self._compare_table(table, PLACES, days)
-        # Where a table differs, the view does in the same rows.
-        like = [
-            place
-            for place in ("snapshot", "postgres")
-            if not any((place, table) in self._unlike for table in aggregations.TABLES)
-        ]
-        self._compare_table(_VIEW, like, days)
+        # Where a table differs, its view does in the same rows.
+        for table, view in _VIEWS.items():
+            like = [
+                place
+                for place in ("snapshot", "postgres")
+                if not any((place, name) in self._unlike for name in view.tables)
+            ]
+            self._compare_table(table, like, days)
         return sorted(self._unlike.values(), key=lambda unlike: PLACES.index(unlike.place))
 
     def _compare_table(self, table: ServedTable, places: Sequence[str], days: DayRange) -> None:
@@ -181,14 +188,14 @@ class _Comparison:
         places = [place for place in places if self._usable(place, table, columns)]
         # By month: what is compared at once has to fit into memory and scratch.
         for piece in _by_month(days) if table.windowed else [days]:
-            where = self._in_range(table, piece) if table.windowed else "true"
+            where = self._in_range(table, piece) if table.windowed else _all_rows(table)
             if places:
                 self._expect(table, columns, where)
             for place in places:
                 self._compare(place, table, columns, where)
 
     def _in_range(self, table: ServedTable, days: DayRange) -> str:
-        if table is not _VIEW:
+        if table not in _VIEWS:
             return in_range(table, days)
         starts = self._settings.day_start
         return " or ".join(
@@ -211,8 +218,8 @@ class _Comparison:
 
     def _columns(self, table: ServedTable) -> dict[str, str]:
         """Names and DuckDB types, as built."""
-        if table is _VIEW:
-            return aggregations.COLUMNS
+        if table in _VIEWS:
+            return dict(_VIEWS[table].columns)
         if self._built and table.model:
             return published_columns(self.db, table)
         return columns_of(self.db, f"published.main.{table.name}")
@@ -423,6 +430,11 @@ class _Comparison:
         files = f"{quoted(self._settings.serving_dir)}/parquet/{table.name}/**/*.parquet"
         hive = ", hive_types = {'month': date}" if table.dated else ""
         return f"read_parquet('{files}', hive_partitioning = {bool(table.dated)}{hive})"
+
+
+def _all_rows(table: ServedTable) -> str:
+    """A view that unrolls a table's rows shows by a few whether it is the one that it should be."""
+    return "scope = 'platform'" if table in _VIEWS else "true"
 
 
 def _by_month(days: DayRange) -> list[DayRange]:

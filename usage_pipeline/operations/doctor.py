@@ -25,8 +25,7 @@ from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duck
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.landing.accounts import ACCOUNT_TABLES
 from usage_pipeline.rollup import Rollup
-from usage_pipeline.serving import aggregations
-from usage_pipeline.serving.tables import SERVED_TABLES
+from usage_pipeline.serving.views import RELATIONS
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
@@ -145,12 +144,7 @@ def _publish(settings: Settings) -> str:
         cursor.execute(
             sql.SQL("create table {} ()").format(sql.Identifier(schema, "usage_pipeline_doctor"))
         )
-        for table in (
-            "snapshot",
-            aggregations.NAME,
-            *outbox.TABLES,
-            *(t.name for t in SERVED_TABLES),
-        ):
+        for table in ("snapshot", *outbox.TABLES, *RELATIONS):
             _require_owner(cursor, table, schema)
         connection.rollback()
     return f"schema {schema} can be written"

@@ -18,7 +18,7 @@ from usage_pipeline.infra import permissions
 from usage_pipeline.infra.duckdb_files import quoted
 from usage_pipeline.publishing.changes import Delta, count, in_range
 from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot
-from usage_pipeline.serving import aggregations
+from usage_pipeline.serving.views import VIEWS
 from usage_pipeline.settings import Settings
 
 
@@ -73,8 +73,8 @@ class ParquetFiles:
                 target.unlink(missing_ok=True)
                 with suppress(OSError):  # as long as the month has another file
                     target.parent.rmdir()
-        # A table in releases before; now it is a view, which files cannot be.
-        shutil.rmtree(self._root / aggregations.NAME, ignore_errors=True)
+        for view in VIEWS:  # which files cannot be; one was a table in releases before
+            shutil.rmtree(self._root / view.name, ignore_errors=True)
         self._work.mkdir(exist_ok=True)
         marker = self._work / "_snapshot.json"
         marker.write_text(json.dumps(vars(snapshot), default=str))

@@ -22,8 +22,9 @@ from usage_pipeline.publishing.identity import (
     Snapshot,
     written_by_newer,
 )
-from usage_pipeline.serving import aggregations, as_of
+from usage_pipeline.serving import as_of
 from usage_pipeline.serving.tables import SERVED_TABLES, STAMPS
+from usage_pipeline.serving.views import RELATIONS, VIEWS, View
 
 READER_ROLE = "usage_reader"
 ROWS_A_COPY = 1_000_000  # what is sorted in memory and passes through the scratch file at once
@@ -98,7 +99,8 @@ class PostgresTables:
                 self._apply_comparison(db, source, delta)
             elif not delta.empty:
                 self._apply_changes(db, source, delta)
-        self._create_view()
+        for view in VIEWS:
+            self._create_view(view)
         self._create_functions()
         self._cursor.execute(f"delete from {self._name('snapshot')}")
         self._cursor.execute(
@@ -145,7 +147,7 @@ class PostgresTables:
 
     def _require_no_tables(self) -> None:
         """Refuse a schema with tables of our names that we did not make: they would be replaced."""
-        ours = ["snapshot", aggregations.NAME, *(table.name for table in SERVED_TABLES)]
+        ours = ["snapshot", *RELATIONS]
         found = self._fetch(
             "select relname from pg_class where relnamespace = quote_ident(%s)::regnamespace"
             " and relname = any(%s) order by relname",
@@ -211,26 +213,27 @@ class PostgresTables:
         if self._attributes(delta.table.name) == wanted:
             return False
         if self._attributes(delta.table.name):
-            if delta.table.name in aggregations.TABLES:
-                self._drop(aggregations.NAME)
+            for view in VIEWS:
+                if delta.table.name in view.tables:
+                    self._drop(view.name)
             self._drop(delta.table.name)
         columns = ", ".join(f"{column} {kind}" for column, kind in wanted)
         self._cursor.execute(f"create table {self._name(delta.table.name)} ({columns})")
         self._grant_again(delta.table.name)
         return True
 
-    def _create_view(self) -> None:
-        name = self._name(aggregations.NAME)
-        query = aggregations.definition("jsonb", f'"{self._schema}".')
+    def _create_view(self, view: View) -> None:
+        name = self._name(view.name)
+        query = view.definition("jsonb", f'"{self._schema}".')
         self._cursor.execute("drop view if exists pg_temp.wanted")
         self._cursor.execute(f"create temp view wanted as {query}")
         defined = (
             "select pg_get_viewdef(oid) from pg_class where oid = to_regclass(%s) and relkind = 'v'"
         )
         if self._fetch(defined, name) != self._fetch(defined, "pg_temp.wanted"):
-            self._drop(aggregations.NAME)
+            self._drop(view.name)
             self._cursor.execute(f"create view {name} as {query}")
-            self._grant_again(aggregations.NAME)
+            self._grant_again(view.name)
         self._cursor.execute("drop view pg_temp.wanted")
 
     def _create_functions(self) -> None:
@@ -523,7 +526,7 @@ class PostgresTables:
     def _grant(self) -> None:
         """Let dashboards read, where an administrator has made the role for them."""
         # Not on all tables of the schema: another role's view there is not ours to grant.
-        names = ("snapshot", aggregations.NAME, *(table.name for table in SERVED_TABLES))
+        names = ("snapshot", *RELATIONS)
         functions = ", ".join(f"{self._name(name)}(timestamptz)" for name in as_of.COLUMNS)
         if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
             self._cursor.execute(

@@ -13,7 +13,8 @@ from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.publishing.changes import Delta, columns_of, same, taken_over, within
 from usage_pipeline.publishing.identity import SCHEMA_VERSION, Snapshot, written_by_newer
-from usage_pipeline.serving import aggregations, as_of, published
+from usage_pipeline.serving import as_of, published
+from usage_pipeline.serving.views import VIEWS
 from usage_pipeline.settings import Settings
 
 STATE = "published.duckdb"  # the next state, in the publish's scratch directory
@@ -189,21 +190,13 @@ def build_snapshot(
             db.execute(f"insert into {served} select {names} from {delta.changes} where side > 0")
         if delta.fresh:
             db.execute(f"insert into {served} {taken_over(db, delta, snapshot.published_at)}")
-    _create_view(db)
+    _create_views(db)
     _create_macros(db)
     db.execute("delete from serving.main.snapshot")
     db.execute(
         "insert into serving.main.snapshot by name select unnest($snapshot, recursive := true)",
         {"snapshot": asdict(snapshot)},
     )
-
-
-def _create_view(db: duckdb.DuckDBPyConnection) -> None:
-    name = f"serving.main.{aggregations.NAME}"
-    tables = "select database_name, table_name from duckdb_tables()"
-    if ("serving", aggregations.NAME) in db.execute(tables).fetchall():  # up to version 1
-        db.execute(f"drop table {name}")
-    db.execute(f"create or replace view {name} as {aggregations.definition('json')}")
 
 
 def _create_macros(db: duckdb.DuckDBPyConnection) -> None:
@@ -213,3 +206,12 @@ def _create_macros(db: duckdb.DuckDBPyConnection) -> None:
     for name, query in ((as_of.DAILY, as_of.daily()), (as_of.MONTHLY, as_of.monthly("duckdb"))):
         db.execute(f"create or replace macro {name}(moment) as table {query}")
     db.execute(f"use {current}")
+
+
+def _create_views(db: duckdb.DuckDBPyConnection) -> None:
+    tables = db.execute("select database_name, table_name from duckdb_tables()").fetchall()
+    for view in VIEWS:
+        name = f"serving.main.{view.name}"
+        if ("serving", view.name) in tables:  # usage_aggregations, up to version 1
+            db.execute(f"drop table {name}")
+        db.execute(f"create or replace view {name} as {view.definition('json', '')}")

@@ -33,6 +33,8 @@ class ServedTable:
         grain: what `dated` holds: local days, or first days of local months.
         windowed: only the rows of the published days and their months are compared; tables
             whose other rows can move as well are compared whole.
+        moving: rows leave older parts for newer ones from run to run, so that parts with another
+            number of rows are compared as well.
         as_of: column with one value in all rows; when it moves, all rows are new and the table
             is replaced without a look at them.
         indexes: further indexes in Postgres, for dashboards.
@@ -48,6 +50,7 @@ class ServedTable:
     dated: str | None = None
     grain: Literal["day", "month"] = "day"
     windowed: bool = True
+    moving: bool = False
     as_of: str | None = None
     indexes: tuple[tuple[str, ...], ...] = ()
     stamps: tuple[str, ...] = ()
