@@ -338,6 +338,7 @@ def test_the_page_fits_the_terminal(world: World, columns: int) -> None:
         "Calls of the public API: sum of quantity of events api_call",
         "3 events counted, 2024-03-30 08:00:00 to 2024-03-31 08:00:00",
         "1 event set aside: ",
+        "2024-03-30 9 2 events",  # a day is a line
         "2024-03-30 5 to 9 calls, 1 to 2 events",
         "late_events, run late",
     ):

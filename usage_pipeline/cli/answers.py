@@ -204,8 +204,10 @@ def _events(answer: Answer, show: _Shown) -> Iterator[str]:
 
 
 def _days(days: Sequence[Number], show: _Shown) -> Table:
-    right = Column(justify="right", no_wrap=True)
-    table = Table.grid(Column(no_wrap=True), right, right, Column(overflow="fold"), padding=(0, 2))
+    quantities, counts = (Column(justify="right", no_wrap=True) for _ in range(2))  # a table's own
+    table = Table.grid(
+        Column(no_wrap=True), quantities, counts, Column(overflow="fold"), padding=(0, 2)
+    )
     for number in days:
         table.add_row(
             str(number.usage_date),
