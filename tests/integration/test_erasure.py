@@ -26,6 +26,7 @@ from support import (
 )
 from typer.testing import CliRunner, Result
 
+from usage_pipeline.alerts import limits
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import erased_users
@@ -166,7 +167,10 @@ def erased(
         USAGE_METERS_FILE=meters,
         DAGSTER_PG_URL=new_database(schema=False).url,
     )
-    roll_up(settings, RANGE)
+    source.execute("insert into plan_limits values ('pro', 'api_calls', 4)")
+    roll_up(settings, days("2024-03-30", "2024-04-01"))
+    limits.left_out(settings, tell=True)
+    roll_up(settings, day("2024-04-01"))
     add_events(source, LATE)
     roll_up(settings, day("2024-03-31"), run_id="late")
     export_month(settings, MARCH)
@@ -198,6 +202,8 @@ def test_the_search_finds_a_person_in_every_layer(erased: Erased) -> None:
         f"{march}/{str(ADA)[:2]}/{ADA}.events.csv": None,
         "Postgres: usage.usage_monthly": 3,
         "Postgres: usage.invalid_usage_events": 1,
+        "Postgres: usage.usage_alerts": 2,
+        "Postgres: usage.outbox_messages": 1,
     }
     assert {place: rows.get(place, 0) for place in expected} == expected
 

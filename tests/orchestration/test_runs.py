@@ -11,7 +11,9 @@ import dagster as dg
 import pytest
 from support import AppDatabase, days, snapshot_query
 
+from usage_pipeline.audit.notices import notices
 from usage_pipeline.definitions import build_defs
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.orchestration.checks.audit import GATE
 from usage_pipeline.orchestration.failures import expected_words
 from usage_pipeline.orchestration.internals.storage import BulkEventLogStorage
@@ -227,3 +229,54 @@ def test_days_that_a_run_repairs_are_recorded_with_it(
             [GATE]
         ).values()
         assert gate.status.value == "FAILED"
+
+
+def test_limits_that_cannot_be_compared_fail_the_run_and_take_nothing_back(
+    new_database: Any, short_tmp: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: AppDatabase = new_database()
+    event = (str(UUID(int=1)), PERSON, None, "api_call", None, 9, "2024-02-01T12:00Z")
+    source.insert("usage_events", [event])
+    source.execute(
+        "insert into plan_limits values ('free', 'api_call', 10);"
+        f" insert into users values ('{PERSON}', null, '2024-01-01', null);"
+        # where the alerts are to go
+        " create schema usage; create table usage.usage_alerts (somebody_elses text)"
+    )
+    home = short_tmp()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("USAGE_HOME", str(home / "home"))
+    monkeypatch.setenv("USAGE_APP_DATABASE_URL", source.url)
+    monkeypatch.setenv("DAGSTER_PG_URL", new_database(schema=False).url)
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    settings = load_settings()
+    defs, day = build_defs(settings), days("2024-02-01", "2024-02-02")
+    alerts = dg.AssetKey(["publishing", "usage_alerts"])
+    check = dg.AssetCheckKey(alerts, "alerts_are_raised")
+
+    with pytest.raises(UsagePipelineError, match="Published, but not compared with limits"):
+        run_rollup(defs, settings, day)
+
+    status = "select used_quantity, status from usage.usage_limit_status"
+    assert source.query(status) == [(9, "warning")]
+    assert [line.partition(":")[0] for line in notices(settings)] == ["alerts_are_raised"]
+    with dagster_instance(settings) as instance:
+        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key
+        assert latest([check])[check].status.value == "FAILED"
+
+        source.execute("drop table usage.usage_alerts")
+        job = defs.resolve_job_def(MONTHLY)
+        job.execute_in_process(
+            instance=instance, tags=month_range_tags(day), asset_selection=[alerts]
+        )
+        assert latest([check])[check].status.value == "SUCCEEDED"
+        event_of = instance.get_latest_materialization_event(alerts)
+        assert event_of is not None
+        assert event_of.asset_materialization is not None
+        metadata = event_of.asset_materialization.metadata
+        assert (metadata["raised"].value, metadata["messages"].value) == (1, 0)
+        assert "first look" in str(metadata["remark"].value)
+        assert "| api_call | 80% | 1 |" in str(metadata["raised by threshold"].value)
+        assert "id 1" in str(metadata["preview"].value)
+        assert PERSON[:8] not in str(metadata)
+    assert notices(settings) == []
