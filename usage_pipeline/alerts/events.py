@@ -32,6 +32,7 @@ Exact = Annotated[
 LIMIT_WARNING, LIMIT_EXCEEDED, LIMIT_RESOLVED = (
     f"usage.limit_{it}" for it in ("warning", "exceeded", "resolved")
 )
+ANOMALY_DETECTED = "usage.anomaly_detected"
 ROLLED_UP = "usage.rolled_up"
 TEST = "usage.test"
 
@@ -61,6 +62,26 @@ class Limit(Payload):
     limit_quantity: Exact | None = Field(description="Null when there is none any more.")
     plan: str | None
     usage_date: date = Field(description="The newest day of what showed it.")
+    snapshot_id: str = Field(description="What was published when it showed.")
+
+
+class Anomaly(Payload):
+    """A day's usage that is far from what was to be expected, after one rule."""
+
+    scope: Literal["user", "member", "org", "platform"]
+    user_id: UUID | None
+    org_id: UUID | None
+    metric_type: str
+    usage_date: date = Field(description="The local day.")
+    rule: Literal["mean_29", "weekday_median"] = Field(
+        description=(
+            "Compared with the mean of the 29 days before, or with the median of the same weekdays."
+        )
+    )
+    kind: Literal["spike", "drop"]
+    quantity: Exact
+    expected: Exact
+    score: Exact = Field(description="How far from it, after the rule; negative below it.")
     snapshot_id: str = Field(description="What was published when it showed.")
 
 
@@ -104,6 +125,7 @@ EVENTS = {
     ),
     LIMIT_EXCEEDED: Event("It has come to the limit, or to a threshold beyond it.", Limit),
     LIMIT_RESOLVED: Event("It is below a threshold again, after a correction.", Limit),
+    ANOMALY_DETECTED: Event("A day's usage is far from what was to be expected.", Anomaly),
     ROLLED_UP: Event("The totals of an organisation's day are new, or have changed.", RolledUp),
     TEST: Event("Nothing: an operator looks whether the endpoint answers.", Test),
 }

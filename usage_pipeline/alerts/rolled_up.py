@@ -17,8 +17,6 @@ from usage_pipeline.app_db.recipients import open_recipients
 from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
 
-OrgDay = tuple[UUID, date]
-
 
 def announce(settings: Settings) -> int:
     """Add a message for each organisation with an enabled webhook and each of its days whose totals
@@ -38,28 +36,25 @@ def announce(settings: Settings) -> int:
         if found is None or (since and since >= found[1]):
             return 0
         snapshot_id, published_at, timezone = found
-        messages = []
-        if since:
-            with open_recipients(settings) as source:
-                orgs = source.orgs_with_webhooks()
-            days = _changed(db, orgs, since)
-            known = _last_told(cursor, settings.publish_schema, days)
-            for (org, day), totals in days.items():
-                payload = as_json(
-                    ROLLED_UP,
-                    {
-                        "org_id": org,
-                        "usage_date": day,
-                        "timezone": timezone,
-                        "snapshot_id": snapshot_id,
-                        "published_at": published_at,
-                        "totals": totals,
-                    },
-                )
-                if payload["totals"] != known.get((org, day)):
-                    key = f"{ROLLED_UP}:{org}:{day}:{snapshot_id}"
-                    messages.append(Message(ROLLED_UP, key, org, None, payload))
-        added = outbox.add(cursor, settings.publish_schema, messages)
+        added = 0
+        for day in _changed_days(settings, db, since) if since else ():
+            same = {"usage_date": day, "timezone": timezone}
+            same |= {"snapshot_id": snapshot_id, "published_at": published_at}
+            totals = _totals(db, day)
+            known = _last_told(cursor, settings.publish_schema, day, totals)
+            payloads = (
+                as_json(ROLLED_UP, {"org_id": org, **same, "totals": theirs})
+                for org, theirs in totals.items()
+            )
+            added += outbox.add(
+                cursor,
+                settings.publish_schema,
+                (
+                    Message(ROLLED_UP, f"{ROLLED_UP}:{org}:{day}:{snapshot_id}", org, None, payload)
+                    for org, payload in zip(totals, payloads, strict=True)
+                    if payload["totals"] != known.get(org)
+                ),
+            )
         _announced(cursor, settings.publish_schema, published_at)
         return added
 
@@ -88,51 +83,63 @@ def _announced(cursor: Cursor, schema: str, until: datetime) -> None:
     cursor.execute(f'insert into "{schema}".outbox_progress values (%s)', (until,))
 
 
-def _changed(
-    db: duckdb.DuckDBPyConnection, orgs: Collection[UUID], since: datetime
-) -> dict[OrgDay, dict[str, Any]]:
-    """Totals by metric of the days on which a number of an organisation's user is new, another one,
-    or gone."""
-    rows = db.execute(
+def _changed_days(settings: Settings, db: duckdb.DuckDBPyConnection, since: datetime) -> list[date]:
+    """Days on which a number of a user of an organisation with a webhook is new, another one, or
+    gone; what these are is the temporary table `changed`."""
+    with open_recipients(settings) as source:
+        orgs = source.orgs_with_webhooks()
+    if not orgs:
+        return []
+    db.execute(
         """
+        create temp table changed as
         with orgs as (
             select unnest($orgs::uuid[]) as org_id
-        ),
-        changed as (
-            select org_id, usage_date from usage_daily semi join orgs using (org_id)
-            where updated_at > $since
-            union
-            select org_id, usage_date from usage_restatements semi join orgs using (org_id)
-            where restated_at > $since
         )
-        select org_id, usage_date, metric_type, total_quantity, event_count, active_users
-        from changed left join org_usage_daily using (org_id, usage_date)
-        order by usage_date, org_id, metric_type
+        select org_id, usage_date from usage_daily semi join orgs using (org_id)
+        where updated_at > $since
+        union
+        select org_id, usage_date from usage_restatements semi join orgs using (org_id)
+        where restated_at > $since
         """,
         {"orgs": list(orgs), "since": since},
+    )
+    days = db.execute("select distinct usage_date from changed order by usage_date").fetchall()
+    return [day for (day,) in days]
+
+
+def _totals(db: duckdb.DuckDBPyConnection, day: date) -> dict[UUID, dict[str, Any]]:
+    """By organisation that changed on the day, and metric."""
+    rows = db.execute(
+        """
+        select org_id, metric_type, total_quantity, event_count, active_users
+        from changed left join org_usage_daily using (org_id, usage_date)
+        where usage_date = $day
+        order by org_id, metric_type
+        """,
+        {"day": day},
     ).fetchall()
-    days: dict[OrgDay, dict[str, Any]] = {}
-    for org, day, metric, quantity, events, users in rows:
-        totals = days.setdefault((org, day), {})
+    found: dict[UUID, dict[str, Any]] = {}
+    for org, metric, quantity, events, users in rows:
+        totals = found.setdefault(org, {})
         if metric is not None:
             totals[metric] = {
                 "total_quantity": quantity,
                 "event_count": events,
                 "active_users": users,
             }
-    return days
+    return found
 
 
 def _last_told(
-    cursor: Cursor, schema: str, days: Collection[OrgDay]
-) -> dict[OrgDay, dict[str, Any]]:
-    """The totals of the last message of each of these days."""
+    cursor: Cursor, schema: str, day: date, orgs: Collection[UUID]
+) -> dict[UUID, dict[str, Any]]:
+    """The totals of each organisation's last message of the day."""
     cursor.execute(
-        "select distinct on (org_id, day) org_id, day, payload -> 'totals'"
-        " from unnest(%s::uuid[], %s::text[]) as asked (org_id, day)"
-        f' inner join "{schema}".outbox_messages as messages using (org_id)'
-        " where event_type = %s and payload ->> 'usage_date' = day"
-        " order by org_id, day, created_at desc",
-        ([str(org) for org, _ in days], [str(day) for _, day in days], ROLLED_UP),
+        "select distinct on (org_id) org_id, payload -> 'totals'"
+        f' from "{schema}".outbox_messages'
+        " where event_type = %s and org_id = any(%s::uuid[]) and payload ->> 'usage_date' = %s"
+        " order by org_id, created_at desc",
+        (ROLLED_UP, [*map(str, orgs)], str(day)),
     )
-    return {(UUID(org), date.fromisoformat(day)): totals for org, day, totals in cursor.fetchall()}
+    return {UUID(org): totals for org, totals in cursor.fetchall()}
