@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
@@ -11,8 +12,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Group, RenderableType
-from rich.table import Column, Table
 
 from usage_pipeline.cli.options import Day, Month, valid_settings
 from usage_pipeline.cli.show import out
@@ -23,6 +22,7 @@ from usage_pipeline.operations.status import spelled
 from usage_pipeline.settings import Settings
 
 MOST_LINES = 12  # of restatements
+_INDENT = 11  # the labels' column
 
 
 def explain(
@@ -63,7 +63,8 @@ def explain(
     if as_json:
         print(json.dumps(asdict(answer) | {"alike": answer.alike}, default=_plain, indent=1))
     else:
-        out.print(_page(settings, answer))
+        for line in _page(settings, answer):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
     if not answer.alike:
         raise typer.Exit(1)
 
@@ -82,14 +83,9 @@ def _plain(value: Any) -> str | int:
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _page(settings: Settings, answer: Answer) -> RenderableType:
-    question, meter = answer.question, answer.meter
-    show = _Shown(settings, meter)
-    page = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-    for label, told in _told(answer, show):
-        lines: Iterable[RenderableType] = [told] if isinstance(told, Table) else told
-        for number, line in enumerate(lines):
-            page.add_row("" if number else label, line)
+def _page(settings: Settings, answer: Answer) -> Iterator[str]:
+    """Lines that fit the terminal, labels on the left."""
+    question, show = answer.question, _Shown(settings, answer.meter)
     whose = " in ".join(
         f"{what} {who}"
         for what, who in (("user", question.user_id), ("organisation", question.org_id))
@@ -97,11 +93,22 @@ def _page(settings: Settings, answer: Answer) -> RenderableType:
     )
     when = f", as it was at {show.at(question.as_of)}" if question.as_of else ""
     period = f"on {question.day}" if question.day else f"in {question.month:%Y-%m}"
-    heading = f"{question.metric} of {whose or 'the platform'} {period}{when}"
-    return Group(heading, f"Days and times are of {settings.timezone}.", "", page)
+    yield from textwrap.wrap(
+        f"{question.metric} of {whose or 'the platform'} {period}{when}", out.width
+    )
+    yield f"Days and times are of {settings.timezone}."
+    yield ""
+    for label, told in _told(answer, show):
+        for number, line in enumerate(told):
+            yield from textwrap.wrap(
+                line,
+                out.width,
+                initial_indent=("" if number else label).ljust(_INDENT),
+                subsequent_indent=" " * (_INDENT + 2),
+            )
 
 
-def _told(answer: Answer, show: _Shown) -> Iterator[tuple[str, Iterable[str] | Table]]:
+def _told(answer: Answer, show: _Shown) -> Iterator[tuple[str, Iterable[str]]]:
     """Labels, and what is said beside them."""
     question, publish = answer.question, answer.publish
     yield "Number", show.numbers(answer.numbers, answer.total, answer.event_count)
@@ -203,19 +210,14 @@ def _events(answer: Answer, show: _Shown) -> Iterator[str]:
         yield "none set aside"
 
 
-def _days(days: Sequence[Number], show: _Shown) -> Table:
-    quantities, counts = (Column(justify="right", no_wrap=True) for _ in range(2))  # a table's own
-    table = Table.grid(
-        Column(no_wrap=True), quantities, counts, Column(overflow="fold"), padding=(0, 2)
-    )
-    for number in days:
-        table.add_row(
-            str(number.usage_date),
-            show.quantity(number.total_quantity),
-            events(number.event_count),
-            str(number.org_id or ""),
-        )
-    return table
+def _days(days: Sequence[Number], show: _Shown) -> Iterator[str]:
+    """In columns, organisations by the beginning of their ids."""
+    quantities = [show.quantity(number.total_quantity) for number in days]
+    counts = [events(number.event_count) for number in days]
+    widths = max(map(len, quantities)), max(map(len, counts))
+    for number, quantity, count in zip(days, quantities, counts, strict=True):
+        org = f"  in {str(number.org_id)[:8]}" if number.org_id else ""
+        yield f"{number.usage_date}  {quantity:>{widths[0]}}  {count:>{widths[1]}}{org}"
 
 
 def _proof(proof: Sequence[Proof], show: _Shown) -> Iterator[str]:

@@ -456,9 +456,9 @@ def _alerts(settings: Settings, question: Question) -> list[dict[str, Any]]:
         if cursor.fetchall() == [(None,)]:
             return []
         cursor.execute(
-            f"select * from {table} where scope = %s and {_who(question)} and month = %s"
+            f"select * from {table} where scope = any(%s) and {_who(question)} and month = %s"
             " order by raised_at, threshold",
-            (question.scope, question.month),
+            (["user", "member"] if question.user_id else [question.scope], question.month),
         )
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

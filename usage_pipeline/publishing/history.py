@@ -87,6 +87,8 @@ def replaced_months(
     else:
         gone, come = (f"(from {months.changes} where side {sign} 0)" for sign in "<>")
     key = ("user_id", *_MONTH)
+    others = ", ".join(f"'{meter.key}'" for meter in meters if not meter.adds_up)
+    kept = f"metric_type in ({others})" if others else "false"  # which compares nothing
     db.execute(
         f"""
         create temp table {delta.changes} as
@@ -94,9 +96,9 @@ def replaced_months(
                $1::timestamptz as replaced_at, updated_at as published_at
         from {gone} as gone
         anti join {come} as come on {same((*key, *_NUMBERS), "gone", "come")}
-        where list_contains($2::varchar[], gone.metric_type)
+        where {kept}
         """,
-        [snapshot.published_at, [meter.key for meter in meters if not meter.adds_up]],
+        [snapshot.published_at],
     )
     people = " union ".join(
         f"select user_id as person from {rows}" for rows in (gone, _OLD_MONTHS, _LEDGER)
