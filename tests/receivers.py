@@ -86,12 +86,13 @@ def status(code: int, **headers: str) -> Behaviour:
     return answer
 
 
-def drip(text: bytes, seconds: float) -> Behaviour:
-    """Answer with a byte now and then."""
+def drip(text: bytes, seconds: float, *, at_once: bytes = b"") -> Behaviour:
+    """Answer with some bytes, and then with one now and then."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.close_connection = True
         try:
+            handler.wfile.write(at_once)
             for byte in text:
                 handler.wfile.write(bytes([byte]))
                 handler.wfile.flush()

@@ -360,7 +360,7 @@ def alert(world: World) -> Iterator[None]:
 def test_an_alert_that_the_number_raised_is_told(world: World, alert: None) -> None:
     (told,) = world.answer("--org", ACME, "--metric", "calls")["alerts"]
     assert [Decimal(told[it]) for it in ("threshold", "used_quantity")] == [Decimal("0.8"), 9]
-    page = world.ask("--org", ACME, "--metric", "calls").output
+    page = " ".join(world.ask("--org", ACME, "--metric", "calls").output.split())
     assert "80% of the limit on 2024-03-30: 9 of 10 calls, raised 2024-04-01 02:00:00" in page
     assert world.answer("--user", ADA, "--metric", "calls")["alerts"] == []
 

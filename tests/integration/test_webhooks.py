@@ -158,12 +158,19 @@ ENDLESS = b"".join(b"X-%d: y\r\n" % number for number in range(10_000))
 NO_ANSWERS: dict[str, tuple[Behaviour, str]] = {
     "hangs up": (hang_up, "it closed the connection"),
     "speaks another language": (
-        drip(b"220 mail.example.com ESMTP\r\n", 0),
+        drip(b"", 0, at_once=b"220 mail.example.com ESMTP\r\n"),
         "its answer is no HTTP",
     ),
     "drips": (drip(b"HTTP/1.1 200 OK\r\n" + ENDLESS, 0.05), "it did not answer in time"),
     "drips its first line": (drip(b"H" * 1000, 0.05), "it did not answer in time"),
-    "has no end of headers": (drip(b"HTTP/1.1 200 OK\r\n" + ENDLESS, 0), "its answer is no HTTP"),
+    "drips its headers": (
+        drip(ENDLESS, 0.05, at_once=b"HTTP/1.1 200 OK\r\n"),
+        "it did not answer in time",
+    ),
+    "has no end of headers": (
+        drip(b"", 0, at_once=b"HTTP/1.1 200 OK\r\n" + ENDLESS),
+        "its answer is no HTTP",
+    ),
 }
 
 

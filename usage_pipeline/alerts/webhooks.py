@@ -167,6 +167,8 @@ class Receiver:
                 response = connection.getresponse()
             except (HTTPError, HTTPException, OSError, ValueError) as error:
                 raise NoAnswer(_LATE if was_cut.is_set() else _in_words(error)) from None
+            if was_cut.is_set():  # in the headers, which seem to end there
+                raise NoAnswer(_LATE)
             answer = Answer(response.status, _retry_after(response.headers.get("Retry-After")))
             try:  # a connection is used again only when nothing is left in it
                 if len(response.read(BODY_BYTES)) == BODY_BYTES:
