@@ -37,7 +37,7 @@ CHUNK_EVENTS = 250_000
 SKEW, FLATTENED_USERS = 0.9, 0.001
 PERSONAL_USERS, TWO_PLACES, PERSONAL_SHARE = 0.1, 0.475, 0.25
 GREATEST_QUANTITY = np.array([3, 2, 60, 5_000_000, 2, 8_000, 2])  # exclusive, by type
-LIMIT_FACTORS = np.array([200, 100_000])  # of these, by plan: of a person, of an organisation
+LIMIT_FACTORS = np.array([100, 50_000])  # of these, by plan: of a person, of an organisation
 SOURCES = ["web", "mobile", "public-api", "scheduler", "webhook", "import of a spreadsheet file"]
 PATHS = ["records", "files", "chat/completions", "automations/run", "me", "reports/monthly/pdf"]
 
