@@ -37,6 +37,7 @@ CHUNK_EVENTS = 250_000
 SKEW, FLATTENED_USERS = 0.9, 0.001
 PERSONAL_USERS, TWO_PLACES, PERSONAL_SHARE = 0.1, 0.475, 0.25
 GREATEST_QUANTITY = np.array([3, 2, 60, 5_000_000, 2, 8_000, 2])  # exclusive, by type
+LIMIT_FACTORS = np.array([100, 50_000])  # of these, by plan: of a person, of an organisation
 SOURCES = ["web", "mobile", "public-api", "scheduler", "webhook", "import of a spreadsheet file"]
 PATHS = ["records", "files", "chat/completions", "automations/run", "me", "reports/monthly/pdf"]
 
@@ -135,7 +136,8 @@ def _people(shape: Shape) -> _People:
 
 
 def _copy_accounts(cursor: Any, people: _People) -> None:
-    """Accounts that existed before the first event; every organisation pays for a plan."""
+    """Accounts that existed before the first event; every organisation pays for a plan, and some
+    of them and of the people who work for themselves come to its limits."""
     users, orgs = len(people.users), len(people.orgs)
     since = instants(np.full(max(users, orgs), _midnight(date(2024, 1, 1))))
     member = np.flatnonzero(people.home >= 0)
@@ -168,6 +170,16 @@ def _copy_accounts(cursor: Any, people: _People) -> None:
             "plan": pa.array(["team"] * orgs),
             "status": pa.array(["active"] * orgs),
             "created_at": since.slice(0, orgs),
+        },
+    )
+    plans, types = ("free", "team"), len(TYPES)
+    copy_columns(
+        cursor,
+        "plan_limits",
+        {
+            "plan": pa.array(np.repeat(plans, types)),
+            "metric_type": pa.array(TYPES * len(plans)),
+            "limit_quantity": pa.array(np.outer(LIMIT_FACTORS, GREATEST_QUANTITY).ravel()),
         },
     )
 

@@ -247,8 +247,9 @@ class Rollup:
                 published before stays as it was.
         """
         with self._writing("publishing", "publishing"):
-            # What a run was killed before it was judged, lest a new month takes its place.
-            with suppress(UsagePipelineError):
+            # What no run judged, lest a new month takes its place. Whatever fails there, numbers
+            # are published, and the look after that says so.
+            with suppress(Exception):
                 limits.judge(self.settings, self.transformer.meters, only_new=True)
             if self._audited_revision != self.pending.revision():
                 self._bring_up_to_date()

@@ -357,6 +357,13 @@ def test_a_failure_records_nothing_and_the_next_look_makes_up_for_it(world: Worl
     assert world.messages() == [("warning", "user", "0.8")]
 
 
+def test_without_a_day_there_is_nothing_to_judge(world: World) -> None:
+    """As after a start date that is later than all landed days."""
+    world.write(march(2), [])
+    world.database.execute("truncate usage.platform_metrics_daily")
+    assert world.judge() == AlertReport()
+
+
 def test_an_alert_is_unique_by_constraint(world: World) -> None:
     world.publish(march(2), [Status("85"), Status("85", subject=ORG), Status("85", subject=MEMBER)])
     for scope in ("user", "org", "member"):

@@ -217,7 +217,7 @@ class _Alerts:
     """The alerts and what is published beside them, in the caller's transaction.
 
     Attributes:
-        snapshot_id: what is published; empty when no limits are.
+        snapshot_id: what is published; empty when no limits, or no days, are.
         as_of: the newest landed day of it.
         judged: the snapshot that was judged last; empty when none was.
         judged_to: the newest landed day of that.
@@ -235,10 +235,11 @@ class _Alerts:
         self.snapshot_id, self.as_of = "", date.min
         self.judged, self.judged_to = "", None
         if self._exists("usage_limit_status"):
-            ((self.snapshot_id, self.as_of),) = self._fetch(
-                "select snapshot_id, (select max(metric_date) from {schema}.platform_metrics_daily)"
-                " from {schema}.snapshot"
-            )
+            for published in self._fetch(
+                "select snapshot_id, max(metric_date)"
+                " from {schema}.snapshot, {schema}.platform_metrics_daily group by snapshot_id"
+            ):
+                self.snapshot_id, self.as_of = published
         if self._exists(NAME):
             for judged in self._fetch("select snapshot_id, as_of_date from {schema}.alerts_judged"):
                 self.judged, self.judged_to = judged

@@ -12,7 +12,9 @@ select
 from {{ ref('stg_subscriptions') }} as subscriptions
 inner join as_of on subscriptions.created_date <= as_of.as_of_date
 where
+    -- of one subscriber: not of an erased person, nor, by a mistake, of two
     coalesce(subscriptions.user_id, subscriptions.org_id) is not null
+    and (subscriptions.user_id is null or subscriptions.org_id is null)
     and (
         subscriptions.canceled_date > as_of.as_of_date
         -- one that is canceled without a date was active on no day that we could name
