@@ -192,6 +192,7 @@ class _Run:
         last, final = None, False
         until = time.monotonic() + _TURN_SECONDS
         left = {id(delivery): delivery for delivery in turn.deliveries}
+        unfinished = Outcome(turn.deliveries[0], "postponed")
         try:
             for outcome in turn.send(
                 lambda: time.monotonic() < until and not self._stopped.is_set()
@@ -199,10 +200,12 @@ class _Run:
                 left.pop(id(outcome.delivery))
                 self._outcomes.put(outcome)
                 last, final = outcome, final or outcome.state != "waiting"
-            return None if final else last
-        finally:
-            for delivery in left.values():
-                self._outcomes.put(Outcome(delivery, "postponed"))
+        except Exception as error:
+            # A message that cannot be made must not keep others back; the error may quote a secret.
+            unfinished = Outcome(turn.deliveries[0], "failed", f"a {type(error).__name__} of ours")
+        for delivery in left.values():
+            self._outcomes.put(replace(unfinished, delivery=delivery))
+        return None if final else last
 
     def _refuse_all(self, webhook: UUID, refused: Outcome) -> None:
         """What an endpoint that took nothing has to get besides goes the same way, untried: else
