@@ -138,7 +138,8 @@ class _Run:
 
     def _turns(self) -> list[tuple[UUID | None, Turn]]:
         """Lease what is due, as far as threads are free for it."""
-        self._address()
+        while self._address() == ADDRESSED_TOGETHER:
+            self._cursor.connection.commit()
         busy = {webhook for webhook in self._busy.values() if webhook}
         but, free = busy | self._unwilling, ENDPOINTS_AT_ONCE - len(busy)
         webhooks_due = outbox.due_webhooks(self._cursor, self._schema, but, free) if free else []
@@ -224,11 +225,11 @@ class _Run:
         done = report.delivered + report.failed + report.dead + report.skipped
         self._progress("delivering", done, done + A_TURN * len(self._busy))
 
-    def _address(self) -> None:
-        """Find out whom new messages are for."""
+    def _address(self) -> int:
+        """Find out whom new messages are for; gives how many they are."""
         found = outbox.unaddressed(self._cursor, self._schema, ADDRESSED_TOGETHER)
         if not found:
-            return
+            return 0
         mailed = [
             message
             for message in found
@@ -248,6 +249,7 @@ class _Run:
             recipients += [(message.message_id, MAIL, person) for person in people]
         outbox.address(self._cursor, self._schema, [m.message_id for m in found], recipients)
         self.report.addressed += len(found)
+        return len(found)
 
 
 @dataclass(frozen=True)
