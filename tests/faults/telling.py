@@ -6,10 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from psycopg2.extras import execute_values
+from support import roll_up
 
 from usage_pipeline.alerts import outbox
 from usage_pipeline.alerts.delivery import deliver
 from usage_pipeline.alerts.outbox import Message
+from usage_pipeline.days import DayRange
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
 
 ORGS = [UUID(int=number) for number in range(1, 4)]
@@ -30,6 +33,14 @@ def tell_and_deliver(variables: dict[str, Any], facts: int) -> None:
             )
             messages = [message(number) for (number,) in new]
             outbox.add(cursor, settings.publish_schema, messages)
+    deliver(settings)
+
+
+def roll_up_and_deliver(variables: dict[str, Any], days: DayRange) -> None:
+    """A whole night: totals, alerts, changed days, and what is due."""
+    settings = Settings(_env_file=None, **variables)  # type: ignore[call-arg]
+    roll_up(settings, days)
+    Rollup(settings).announce_days()
     deliver(settings)
 
 

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook
 from support import AppDatabase
 from typer.testing import CliRunner, Result
 
-from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts import delivery, outbox
 from usage_pipeline.alerts.delivery import deliver
 from usage_pipeline.alerts.outbox import Message, Outcome
 from usage_pipeline.cli.main import app
@@ -203,19 +203,19 @@ def test_what_is_leased_is_left_alone_until_the_lease_is_over(
     deliver(settings)
     come_due(source)
     mine, other = uuid4(), uuid4()
-    (delivery,) = claim(settings, mine)
+    (leased,) = claim(settings, mine)
     assert claim(settings, other) == []
     assert deliver(settings).delivered == 0
     source.execute("update usage.outbox_deliveries set leased_until = now()")
-    assert [again.message_id for again in claim(settings, other)] == [delivery.message_id]
+    assert [again.message_id for again in claim(settings, other)] == [leased.message_id]
 
     # Whose lease is over has nothing to say of the delivery, but that it arrived.
-    record(settings, mine, Outcome(delivery, "failed", "too late"))
+    record(settings, mine, Outcome(leased, "failed", "too late"))
     assert deliveries(source) == [("webhook", "waiting", 1, "HTTP 503")]
     assert source.query("select lease from usage.outbox_deliveries") == [(str(other),)]
-    record(settings, mine, Outcome(delivery, "delivered"))
+    record(settings, mine, Outcome(leased, "delivered"))
     assert deliveries(source) == [("webhook", "delivered", 2, None)]
-    record(settings, other, Outcome(delivery, "failed", "too late"))
+    record(settings, other, Outcome(leased, "failed", "too late"))
     assert deliveries(source) == [("webhook", "delivered", 2, None)]
 
 
@@ -541,6 +541,15 @@ def test_a_backlog_leaves_in_one_run_though_some_of_it_is_refused(
     assert len(receiver.at("/away")) == 50  # of which it took nothing: the others are not tried
     assert outbox.waiting(settings) == outbox.Waiting(due=0, later=121)
     assert waits(source) == (121, 0)
+
+
+def test_many_messages_for_nobody_are_done_with_in_one_run(
+    source: AppDatabase, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "ADDRESSED_TOGETHER", 10)
+    add(settings, *(limit_message(f"message {n}") for n in range(35)))
+    assert deliver(settings).addressed == 35
+    assert outbox.waiting(settings) == outbox.Waiting()
 
 
 def test_a_backlog_waits_for_the_pause_that_was_asked_for(

@@ -218,6 +218,28 @@ def test_mails_that_wait_when_the_server_is_unset_are_not_sent(
     assert states(source) == {ALONE: ("skipped", "no mail server is set any more")}
 
 
+def test_a_message_that_cannot_be_written_keeps_no_other_back(
+    source: AppDatabase, settings: Settings, server: MailReceiver
+) -> None:
+    broken = add(settings, None, ALONE)
+    source.execute("update usage.outbox_messages set payload = '{}'")
+    add(settings, ACME, MEMBER)
+    deliver(settings)
+    for _ in range(50):  # until the good one comes first
+        if server.mails:
+            break
+        source.execute("update usage.outbox_deliveries set due_at = now(), attempts = 1")
+        deliver(settings)
+    assert [address for (address,), _ in server.mails] == ["member@example.com"]
+    assert states(source) == {
+        ALONE: ("waiting", "a KeyError of ours"),
+        MEMBER: ("delivered", None),
+    }
+    assert source.query(
+        "select message_id from usage.outbox_deliveries where state = 'waiting'"
+    ) == [(str(broken),)]
+
+
 def test_a_password_is_sent_encrypted_only(
     source: AppDatabase, settings: Settings, make_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,8 @@ class _Run:
 
     def _turns(self) -> list[tuple[UUID | None, Turn]]:
         """Lease what is due, as far as threads are free for it."""
-        self._address()
+        while self._address() == ADDRESSED_TOGETHER:
+            self._cursor.connection.commit()
         busy = {webhook for webhook in self._busy.values() if webhook}
         but, free = busy | self._unwilling, ENDPOINTS_AT_ONCE - len(busy)
         webhooks_due = outbox.due_webhooks(self._cursor, self._schema, but, free) if free else []
@@ -192,6 +193,7 @@ class _Run:
         last, final = None, False
         until = time.monotonic() + _TURN_SECONDS
         left = {id(delivery): delivery for delivery in turn.deliveries}
+        unfinished = Outcome(turn.deliveries[0], "postponed")
         try:
             for outcome in turn.send(
                 lambda: time.monotonic() < until and not self._stopped.is_set()
@@ -199,10 +201,12 @@ class _Run:
                 left.pop(id(outcome.delivery))
                 self._outcomes.put(outcome)
                 last, final = outcome, final or outcome.state != "waiting"
-            return None if final else last
-        finally:
-            for delivery in left.values():
-                self._outcomes.put(Outcome(delivery, "postponed"))
+        except Exception as error:
+            # A message that cannot be made must not keep others back; the error may quote a secret.
+            unfinished = Outcome(turn.deliveries[0], "failed", f"a {type(error).__name__} of ours")
+        for delivery in left.values():
+            self._outcomes.put(replace(unfinished, delivery=delivery))
+        return None if final else last
 
     def _refuse_all(self, webhook: UUID, refused: Outcome) -> None:
         """What an endpoint that took nothing has to get besides goes the same way, untried: else
@@ -221,11 +225,11 @@ class _Run:
         done = report.delivered + report.failed + report.dead + report.skipped
         self._progress("delivering", done, done + A_TURN * len(self._busy))
 
-    def _address(self) -> None:
-        """Find out whom new messages are for."""
+    def _address(self) -> int:
+        """Find out whom new messages are for; gives how many they are."""
         found = outbox.unaddressed(self._cursor, self._schema, ADDRESSED_TOGETHER)
         if not found:
-            return
+            return 0
         mailed = [
             message
             for message in found
@@ -245,6 +249,7 @@ class _Run:
             recipients += [(message.message_id, MAIL, person) for person in people]
         outbox.address(self._cursor, self._schema, [m.message_id for m in found], recipients)
         self.report.addressed += len(found)
+        return len(found)
 
 
 @dataclass(frozen=True)

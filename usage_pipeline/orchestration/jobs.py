@@ -11,6 +11,7 @@ NIGHTLY = "nightly_rollup"
 MONTHLY = "monthly_rollup"
 EXPORTS = "monthly_exports"
 DELIVERY = "deliver_messages"
+DELIVERY_SECONDS = 1800  # three times what a run takes at most, unless a database hangs
 
 
 def build_jobs() -> list[AssetJob]:
@@ -42,6 +43,7 @@ def build_jobs() -> list[AssetJob]:
         dg.define_asset_job(
             DELIVERY,
             selection=sent,
+            tags={"dagster/max_runtime": str(DELIVERY_SECONDS)},  # no other runs meanwhile
             description="Messages that are due, to webhooks and by e-mail.",
         ),
     ]
