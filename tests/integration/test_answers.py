@@ -229,8 +229,9 @@ def test_the_number_of_a_user_is_told_from_all_sides(world: World) -> None:
     assert datetime.fromisoformat(answer["first_event_at"]) == datetime(2024, 3, 30, 12, tzinfo=UTC)
     assert datetime.fromisoformat(answer["last_event_at"]) == datetime(2024, 3, 31, 12, tzinfo=UTC)
     (change,) = answer["restatements"]
-    assert (change["usage_date"], change["cause"], change["run_id"]) == (
+    assert (change["usage_date"], change["org_id"], change["cause"], change["run_id"]) == (
         "2024-03-30",
+        ACME,
         "late_events",
         "late",
     )

@@ -282,6 +282,24 @@ def test_the_ledger_says_erasure_and_names_nobody(erased: Erased) -> None:
     ]
 
 
+def test_what_was_published_before_adds_up_as_it_did_and_names_nobody(erased: Erased) -> None:
+    """Of meters that add up; `documents` does not, and ADA's was the only one of her day."""
+    moment = max(row["published_at"] for row in erased.before["usage_snapshots"])
+    cells = "usage_date::text, org_id::text, metric_type"
+    query = f"select {cells}, sum(total_quantity), sum(event_count) from {{}} group by all"
+    then = snapshot_query(erased.settings, query.format(f"usage_daily_as_of('{moment}')"))
+    assert len(then) == 6
+    added_up: dict[tuple[Any, ...], list[Any]] = {}
+    for row in erased.before["usage_daily"]:
+        cell = str(row["usage_date"]), row["org_id"], row["metric_type"]
+        total = added_up.setdefault(cell, [0, 0])
+        total[0] += row["total_quantity"]
+        total[1] += row["event_count"]
+    assert {row[:3]: list(row[3:]) for row in then} == added_up
+    people = f"select distinct user_id::text from usage_daily_as_of('{moment}') order by 1"
+    assert snapshot_query(erased.settings, people) == [(str(BOB),), (str(EVE),), (None,)]
+
+
 def test_the_list_of_erased_persons_names_nobody(erased: Erased) -> None:
     content = (erased.settings.home / "erased_users.json").read_text()
     assert str(ADA) not in content

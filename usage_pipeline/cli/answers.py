@@ -256,7 +256,8 @@ def _restated(answer: Answer, show: _Shown) -> Iterator[str]:
     if not answer.restatements:
         yield "never"
     for change in answer.restatements[-MOST_LINES:]:
-        yield f"{change.usage_date} {_change(change, show)}"
+        org = f", in {str(change.org_id)[:8]}" if change.org_id else ""
+        yield f"{change.usage_date} {_change(change, show)}{org}"
         version = f", meters {change.meters_version}" if change.meters_version else ""
         rebuild = version if change.cause == "rebuild" else ""
         yield f"  {show.at(change.restated_at)} {change.cause}, run {change.run_id[:8]}{rebuild}"

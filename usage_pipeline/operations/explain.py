@@ -84,11 +84,13 @@ class Restatement:
     """Changes of a day by one publish.
 
     Attributes:
+        org_id: of a user's row; None of the numbers of all users.
         numbers: how many rows of `usage_daily` changed; of more than one, quantities are None.
         meters_version: with which the publish was made; None of older releases.
     """
 
     usage_date: date
+    org_id: UUID | None
     restated_at: datetime
     cause: str
     run_id: str
@@ -380,16 +382,17 @@ def _proof(db: duckdb.DuckDBPyConnection, question: Question) -> list[Proof]:
 def _restatements(db: duckdb.DuckDBPyConnection, question: Question) -> list[Restatement]:
     """Day by day, oldest first; for organisations and the platform, changes of all users."""
     one = "case count(*) when 1 then max({0}) end"
+    org = "org_id" if question.user_id else "cast(null as uuid)"
     rows = db.execute(f"""
-        select usage_date, restated_at, cause, ledger.run_id, count(*),
+        select usage_date, {org} as org, restated_at, cause, ledger.run_id, count(*),
                {one.format("old_quantity")}, {one.format("new_quantity")},
                cast(sum(old_event_count) as bigint), cast(sum(new_event_count) as bigint),
                max(meters_version)
         from usage_restatements as ledger
         left join usage_snapshots as publish on publish.published_at = restated_at
         where {_who(question)} and {_within(question)}
-        group by usage_date, restated_at, cause, ledger.run_id
-        order by restated_at, usage_date
+        group by usage_date, org, restated_at, cause, ledger.run_id
+        order by restated_at, usage_date, org nulls first
     """)
     return [Restatement(*row) for row in rows.fetchall()]
 
