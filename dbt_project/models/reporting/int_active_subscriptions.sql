@@ -6,7 +6,8 @@ with as_of as (
 
 select
     subscriptions.subscription_id,
-    subscriptions.user_id,
+    -- who is named beside an organisation pays for it: were it of both, the user would have two rows
+    case when subscriptions.org_id is null then subscriptions.user_id end as user_id,
     subscriptions.org_id,
     subscriptions.plan
 from {{ ref('stg_subscriptions') }} as subscriptions
