@@ -6,15 +6,14 @@ with as_of as (
 
 select
     subscriptions.subscription_id,
-    subscriptions.user_id,
+    -- who is named beside an organisation pays for it: were it of both, the user would have two rows
+    case when subscriptions.org_id is null then subscriptions.user_id end as user_id,
     subscriptions.org_id,
     subscriptions.plan
 from {{ ref('stg_subscriptions') }} as subscriptions
 inner join as_of on subscriptions.created_date <= as_of.as_of_date
 where
-    -- of one subscriber: not of an erased person, nor, by a mistake, of two
-    coalesce(subscriptions.user_id, subscriptions.org_id) is not null
-    and (subscriptions.user_id is null or subscriptions.org_id is null)
+    coalesce(subscriptions.user_id, subscriptions.org_id) is not null  -- not of an erased person
     and (
         subscriptions.canceled_date > as_of.as_of_date
         -- one that is canceled without a date was active on no day that we could name
