@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
+import duckdb
 import forecasts
 import pytest
 from forecasts import BEGIN, ORGS, USERS, Key
@@ -16,6 +18,8 @@ from hypothesis import Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from support import AppDatabase, build, day
+
+from usage_pipeline.alerts import anomalies
 
 METRIC = "api_call"
 CELL = st.tuples(st.sampled_from(USERS[:2]), st.sampled_from(ORGS[:2]), st.just(METRIC))
@@ -138,3 +142,35 @@ def test_days_are_judged_by_what_was_before_them(world: World, steps: list[Step]
                     math.isclose(a, b, rel_tol=1e-8, abs_tol=1e-8)
                     for a, b in zip(found[at][1:], numbers, strict=True)
                 )
+
+
+def test_organisations_are_told_of_odd_days_that_are_new() -> None:
+    """Published are the 1st and, since the last look, again the 1st, and the 2nd and 3rd."""
+    acme, other = UUID(int=1), UUID(int=2)
+    since = datetime(2024, 5, 2, tzinfo=UTC)
+    with duckdb.connect() as db:
+        db.execute(f"""
+            create table usage_daily as
+            select date '2024-05-01' as usage_date, timestamptz '2024-05-01 01:00:00Z' as created_at
+            union all select date '2024-05-01', timestamptz '2024-05-04 01:00:00Z'
+            union all select date '2024-05-02', timestamptz '2024-05-04 01:00:00Z'
+            union all select date '2024-05-03', timestamptz '2024-05-04 01:00:00Z';
+            create table usage_anomalies as
+            select usage_date, scope, null::uuid as user_id, org_id::uuid as org_id,
+                'api_call' as metric_type, 'mean_29' as rule, 'spike' as kind,
+                9::decimal(38, 9) as quantity, 2.5::decimal(38, 9) as expected,
+                3.6::decimal(38, 9) as score
+            from (values
+                (date '2024-05-01', 'org', '{acme}'), (date '2024-05-02', 'org', '{acme}'),
+                (date '2024-05-03', 'org', '{acme}'), (date '2024-05-03', 'org', '{other}'),
+                (date '2024-05-03', 'platform', null)) as odd (usage_date, scope, org_id)
+        """)
+        told = anomalies.messages(db, {acme}, since, "snap")
+        again = anomalies.messages(db, {acme}, since, "another")
+        assert anomalies.messages(db, {acme}, datetime(2024, 5, 5, tzinfo=UTC), "snap") == []
+    assert [(m.org_id, m.payload["usage_date"]) for m in told] == [
+        (acme, "2024-05-02"),
+        (acme, "2024-05-03"),
+    ]
+    assert told[0].payload["quantity"] == "9" and told[0].payload["expected"] == "2.5"
+    assert [m.key for m in told] == [m.key for m in again]  # so that a fact is told once
