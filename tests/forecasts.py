@@ -1,7 +1,8 @@
-"""What a forecast model is, in plain Python after docs/forecast.md: loops over days, no windows."""
+"""What a forecast is, in plain Python after docs/forecast.md, and tables to build models from."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -9,9 +10,18 @@ from decimal import Decimal
 from math import sqrt
 from typing import Any
 
+import duckdb
+
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 WEIGHTS = (1000, 600, 360, 216, 130, 78, 47, 28)
 Amounts = Mapping[date, Decimal]
+FIRST, LAST = date(2024, 1, 1), date(2025, 12, 31)
+BEGIN = date(2024, 9, 1)
+# Of user and organisation; the last digits decide on which night a model is fitted, and the two
+# before them whether a user is tested.
+USERS = [f"00000000-0000-4000-8000-00000000{tail}" for tail in ("0001", "2002", "0a8f", "30c3")]
+ORGS = [None, "00000000-0000-4000-8000-0000000000a1", "00000000-0000-4000-8000-0000000000b7"]
+Key = tuple[str, str | None, str | None, str]
 
 
 @dataclass(frozen=True)
@@ -150,3 +160,103 @@ def tested(
         found["mase"] = sum(errors) / len(errors) / unit
         found["naive_mase"] = sum(naive_errors) / len(errors) / unit
     return found
+
+
+class World:
+    """The tables that the model reads and writes, and what is known of them."""
+
+    TABLE: str
+
+    def __init__(self, models: dict[str, str]) -> None:
+        self.models = models
+        self.db = duckdb.connect()
+        self.db.execute("attach ':memory:' as warehouse; use warehouse")
+        self.db.execute(f"""
+            create table stg_calendar as
+            select cast(day as date) as calendar_date
+            from range(date '{FIRST}', date '{LAST}', interval 1 day) as days (day);
+            create table stg_landed_days (usage_date date);
+            create table usage_daily (usage_date date, user_id uuid, org_id uuid,
+                metric_type varchar, total_quantity decimal(38, 9));
+            create view active_users_daily as select distinct usage_date, user_id from usage_daily;
+            create view org_usage_daily as
+            select usage_date, org_id, metric_type, sum(total_quantity) as total_quantity
+            from usage_daily group by all;
+            create view platform_usage_daily as
+            select usage_date, metric_type, sum(total_quantity) as total_quantity,
+                count(distinct user_id) as active_users
+            from usage_daily group by all;
+            create table usage_replaced_partials (usage_date date);
+            create table usage_trailing_partials (as_of_date date);
+        """)
+
+    def begin(self) -> None:
+        self.held: dict[date, dict[Any, Decimal]] = {}
+        self.last = BEGIN
+        for table in ("stg_landed_days", "usage_daily", "usage_replaced_partials"):
+            self.db.execute(f"delete from {table}")
+        self.db.execute("delete from usage_trailing_partials")
+        self.db.execute(f"drop table if exists {self.TABLE}")
+        self.db.execute(f"create table {self.TABLE} as {self.models['first']}")
+
+    def finish(self, summed: bool) -> None:
+        self._land()
+        if summed:
+            self._make("again")
+            self.db.execute("delete from usage_replaced_partials")
+            self.db.execute("delete from usage_trailing_partials")
+            self.db.execute(
+                "insert into usage_trailing_partials select max(usage_date) from stg_landed_days"
+            )
+
+    def build(self, each: date, cells: dict[Any, Decimal]) -> None:
+        self.held[each] = cells
+        self.db.execute("insert into usage_replaced_partials values (?)", [each])
+        self.db.execute("delete from usage_daily where usage_date = ?", [each])
+        for (user, org, metric), quantity in cells.items():
+            self.db.execute(
+                "insert into usage_daily values (?, ?, ?, ?, ?)",
+                [each, user, org, metric, quantity],
+            )
+
+    def _land(self) -> None:
+        """Days after the last one are gone, as when their files are lost."""
+        self.db.execute("delete from stg_landed_days")
+        self.held = {each: cells for each, cells in self.held.items() if each <= self.last}
+        self.db.execute("delete from usage_daily where usage_date > ?", [self.last])
+        self.db.executemany("insert into stg_landed_days values (?)", [[d] for d in self.held])
+
+    def _make(self, model: str) -> None:
+        self.db.execute(f"create or replace table made as {self.models[model]}")
+        self.db.execute(f"drop table {self.TABLE}")
+        self.db.execute(f"alter table made rename to {self.TABLE}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        cursor = self.db.execute(f"from {self.TABLE}")
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+
+    def found(self) -> dict[tuple[Key, int], dict[str, Any]]:
+        rows = {}
+        for row in self.rows():
+            user, org = (None if row[c] is None else str(row[c]) for c in ("user_id", "org_id"))
+            key = (row["scope"], user, org, row["metric_type"])
+            assert (key, row["horizon"]) not in rows
+            rows[key, row["horizon"]] = row
+        return rows
+
+    def from_nothing(self) -> list[Any]:
+        return sorted(map(str, self.db.execute(self.models["first"]).fetchall()))
+
+    def as_left(self) -> list[Any]:
+        return sorted(map(str, self.db.execute(f"from {self.TABLE}").fetchall()))
+
+    def amounts(self) -> dict[Key, dict[date, Decimal]]:
+        found: dict[Key, dict[date, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
+        for each, cells in self.held.items():
+            for (user, org, metric), quantity in cells.items():
+                found["member" if org else "user", user, org, metric][each] += quantity
+                found["platform", None, None, metric][each] += quantity
+                if org:
+                    found["org", None, org, metric][each] += quantity
+        return found

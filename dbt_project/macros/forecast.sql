@@ -83,6 +83,9 @@
   {{ days_between("cast('2000-01-03' as date)", day) }} % {{ nights }}
 {%- endmacro %}
 
+{# Of how many landed days anomalies are kept. #}
+{% macro judged_days() -%} {{ return(91) }} {%- endmacro %}
+
 {# On whose turn the models of a user or an organisation are fitted, by the last digits of the id. #}
 {% macro turn_of_id(id, nights) -%}
   {%- set text = 'cast(' ~ id ~ ' as ' ~ text_type() ~ ')' -%}

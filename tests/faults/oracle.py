@@ -168,6 +168,7 @@ class Oracle:
             "usage_forecast_models": list(self._forecast_models(daily)),
             "usage_forecast_accuracy": [],  # of forecasts, for which these histories are too short
             "usage_forecast": [],
+            "usage_anomalies": [],  # of days with a base, for which they are too short as well
             "usage_daily_by_dimension": list(self._dimensions()),
             "invalid_usage_events": [
                 {
@@ -457,7 +458,8 @@ class Oracle:
         amounts: dict[Group, dict[date, Decimal | None]] = defaultdict(dict)
         for row in daily:
             user, org, metric = row["user_id"], row["org_id"], row["metric_type"]
-            scopes: list[Group] = [("user", user, org), ("platform", None, None)]
+            scopes: list[Group] = [("member" if org else "user", user, org)]
+            scopes.append(("platform", None, None))
             if org:
                 scopes.append(("org", None, org))
             if self.of[metric].aggregation in ("sum", "count"):

@@ -8,7 +8,6 @@ before left, and once more from nothing: both give the same, and what plain Pyth
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
@@ -18,6 +17,7 @@ from typing import Any
 import duckdb
 import forecasts
 import pytest
+from forecasts import ORGS, USERS
 from hypothesis import Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -25,14 +25,7 @@ from support import AppDatabase, build, day
 
 from usage_pipeline.serving.views import VIEWS
 
-FIRST, LAST = date(2024, 1, 1), date(2025, 12, 31)
-BEGIN = date(2024, 9, 1)
 METRICS = ("api_call", "user_active")
-# Of user and organisation; the last digits decide on which night a model is fitted, and the two
-# before them whether a user is tested.
-USERS = [f"00000000-0000-4000-8000-00000000{tail}" for tail in ("0001", "2002", "0a8f", "30c3")]
-ORGS = [None, "00000000-0000-4000-8000-0000000000a1", "00000000-0000-4000-8000-0000000000b7"]
-Key = tuple[str, str | None, str | None, str]
 
 QUANTITIES = st.sampled_from(
     [Decimal(n) for n in ("0", "1", "3.000000001", "40", "-7", "250.5", "100000000000001")]
@@ -67,39 +60,8 @@ STEPS = st.builds(
 )
 
 
-class World:
-    """The tables that the model reads and writes, and what is known of them."""
-
-    def __init__(self, models: dict[str, str]) -> None:
-        self.models = models
-        self.db = duckdb.connect()
-        self.db.execute("attach ':memory:' as warehouse; use warehouse")
-        self.db.execute(f"""
-            create table stg_calendar as
-            select cast(day as date) as calendar_date
-            from range(date '{FIRST}', date '{LAST}', interval 1 day) as days (day);
-            create table stg_landed_days (usage_date date);
-            create table usage_daily (usage_date date, user_id uuid, org_id uuid,
-                metric_type varchar, total_quantity decimal(38, 9));
-            create view active_users_daily as select distinct usage_date, user_id from usage_daily;
-            create view org_usage_daily as
-            select usage_date, org_id, metric_type, sum(total_quantity) as total_quantity
-            from usage_daily group by all;
-            create view platform_usage_daily as
-            select usage_date, metric_type, sum(total_quantity) as total_quantity
-            from usage_daily group by all;
-            create table usage_replaced_partials (usage_date date);
-            create table usage_trailing_partials (as_of_date date);
-        """)
-
-    def begin(self) -> None:
-        self.held: dict[date, dict[Any, Decimal]] = {}
-        self.last = BEGIN
-        for table in ("stg_landed_days", "usage_daily", "usage_replaced_partials"):
-            self.db.execute(f"delete from {table}")
-        self.db.execute("delete from usage_trailing_partials")
-        self.db.execute("drop table if exists usage_forecast_fits")
-        self.db.execute(f"create table usage_forecast_fits as {self.models['first']}")
+class World(forecasts.World):
+    TABLE = "usage_forecast_fits"
 
     def take(self, step: Step) -> None:
         self.last += timedelta(days=step.moves)
@@ -108,65 +70,8 @@ class World:
             each = end - timedelta(days=number)
             if step.left_out and number % step.left_out == step.left_out - 1:
                 continue
-            self._build(each, step.cells[(each.toordinal() // 2) % len(step.cells)])
-        self._land()
-        if step.summed:
-            self._fit("again")
-            self.db.execute("delete from usage_replaced_partials")
-            self.db.execute("delete from usage_trailing_partials")
-            self.db.execute(
-                "insert into usage_trailing_partials select max(usage_date) from stg_landed_days"
-            )
-
-    def _build(self, each: date, cells: dict[Any, Decimal]) -> None:
-        self.held[each] = cells
-        self.db.execute("insert into usage_replaced_partials values (?)", [each])
-        self.db.execute("delete from usage_daily where usage_date = ?", [each])
-        for (user, org, metric), quantity in cells.items():
-            self.db.execute(
-                "insert into usage_daily values (?, ?, ?, ?, ?)",
-                [each, user, org, metric, quantity],
-            )
-
-    def _land(self) -> None:
-        """Days after the last one are gone, as when their files are lost."""
-        self.db.execute("delete from stg_landed_days")
-        self.held = {each: cells for each, cells in self.held.items() if each <= self.last}
-        self.db.execute("delete from usage_daily where usage_date > ?", [self.last])
-        self.db.executemany("insert into stg_landed_days values (?)", [[d] for d in self.held])
-
-    def _fit(self, model: str) -> None:
-        self.db.execute(f"create or replace table fitted as {self.models[model]}")
-        self.db.execute("drop table usage_forecast_fits")
-        self.db.execute("alter table fitted rename to usage_forecast_fits")
-
-    def found(self) -> dict[tuple[Key, int], dict[str, Any]]:
-        cursor = self.db.execute("from usage_forecast_fits")
-        names = [column[0] for column in cursor.description or ()]
-        rows = {}
-        for values in cursor.fetchall():
-            row = dict(zip(names, values, strict=True))
-            user, org = (None if row[c] is None else str(row[c]) for c in ("user_id", "org_id"))
-            key = (row["scope"], user, org, row["metric_type"])
-            assert (key, row["horizon"]) not in rows
-            rows[key, row["horizon"]] = row
-        return rows
-
-    def from_nothing(self) -> list[Any]:
-        return sorted(map(str, self.db.execute(self.models["first"]).fetchall()))
-
-    def as_left(self) -> list[Any]:
-        return sorted(map(str, self.db.execute("from usage_forecast_fits").fetchall()))
-
-    def amounts(self) -> dict[Key, dict[date, Decimal]]:
-        found: dict[Key, dict[date, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
-        for each, cells in self.held.items():
-            for (user, org, metric), quantity in cells.items():
-                found["user", user, org, metric][each] += quantity
-                found["platform", None, None, metric][each] += quantity
-                if org:
-                    found["org", None, org, metric][each] += quantity
-        return found
+            self.build(each, step.cells[(each.toordinal() // 2) % len(step.cells)])
+        self.finish(step.summed)
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +95,11 @@ def assert_as_in_python(world: World) -> None:
         scope, user, org, metric = key
         end = newest
         if scope != "platform":
-            identity = user if scope == "user" else org
-            end = forecasts.last_turn(newest, str(identity), 14 if scope == "user" else 7)
+            end = forecasts.last_turn(newest, str(user or org), 14 if user else 7)
         platform = None if scope == "platform" else amounts["platform", None, None, metric]
-        tests = {"user": (7,) if str(user)[-4:-2] in ("00", "20") else ()}.get(scope, (7, 28))
+        tests: tuple[int, ...] = (7, 28)
+        if user:
+            tests = (7,) if user[-4:-2] in ("00", "20") else ()
         for horizon in (0, *tests):
             origin = end - timedelta(horizon)
             in_fit = [of_subject[d] for d in of_subject if 0 <= (origin - d).days < 56]

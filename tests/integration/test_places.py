@@ -45,6 +45,7 @@ DIGIT = {
     "calendar": "ends_at",
     "usage_forecast_models": "level",
     "usage_forecast_accuracy": "mase",
+    "usage_anomalies": "quantity",
     "snapshot": "run_id",
     "usage_snapshots": "run_id",
 }
@@ -61,7 +62,7 @@ def raised(column: str) -> str:
 
 
 class World:
-    """Days of a sample, enough for forecasts, with an invalid event and a restatement."""
+    """Days enough for forecasts, with an invalid event, an odd day and a restatement."""
 
     def __init__(self, source: AppDatabase, settings: Settings) -> None:
         self.source, self.settings = source, settings
@@ -71,6 +72,10 @@ class World:
         )
         source.execute(
             "update usage_events set quantity = 'NaN' where id = (select min(id::text)::uuid"
+            " from usage_events where event_type = 'api_call')"
+        )
+        source.execute(  # odd, on the only day with 29 before it
+            "update usage_events set quantity = 1000 where created_at = (select max(created_at)"
             " from usage_events where event_type = 'api_call')"
         )
         self.days = DayRange(today - timedelta(days=30), today)

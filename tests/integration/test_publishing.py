@@ -77,6 +77,9 @@ WAREHOUSE_TABLES = {
     "usage_forecast_accuracy": "scope varchar, metric_type varchar, horizon integer,"
     " mase decimal(38,9), naive_mase decimal(38,9), coverage decimal(38,9), series bigint,"
     " as_of_date date",
+    "usage_anomalies": "usage_date date, scope varchar, user_id uuid, org_id uuid,"
+    " metric_type varchar, rule varchar, kind varchar, quantity decimal(38,9),"
+    " expected decimal(38,9), score decimal(38,9)",
     "usage_daily_by_dimension": "usage_date date, user_id uuid, org_id uuid, metric_type varchar,"
     " dimension varchar, dimension_value varchar, total_quantity decimal(38,9),"
     " event_count bigint",
@@ -136,6 +139,9 @@ ROWS = f"""
          null, null, null, null, false);
     insert into usage_forecast_accuracy values
         ('platform', 'api_call', 7, 0.9, 1, 0.857142857, 1, '2025-04-01');
+    insert into usage_anomalies values
+        ('2025-04-01', 'org', null, '{ORG}', 'api_call', 'mean_29', 'spike', 9, 1.5, 6),
+        ('2025-03-31', 'platform', null, null, 'api_call', 'weekday_median', 'drop', 0, 7, -10);
     insert into platform_metrics_daily values
         ('2025-04-01', 2, 0, 2, 2, 2, 0.333333333, 1, 0, 1, 0, 5);
     insert into usage_daily_by_dimension values

@@ -1,4 +1,5 @@
-"""`usage.rolled_up`: days of organisations whose published totals are new or others than before."""
+"""`usage.rolled_up`: days of organisations whose published totals are new or others than before,
+and with them what was odd on the new ones."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from uuid import UUID
 import duckdb
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts import anomalies, outbox
 from usage_pipeline.alerts.events import ROLLED_UP, as_json
 from usage_pipeline.alerts.outbox import Message
 from usage_pipeline.app_db.recipients import open_recipients
@@ -20,8 +21,8 @@ from usage_pipeline.settings import Settings
 
 def announce(settings: Settings) -> int:
     """Add a message for each organisation with an enabled webhook and each of its days whose totals
-    changed since this was called last; gives how many. The first call only begins: nobody is told
-    of a whole history.
+    changed since this was called last, and for what was odd on its new days; gives how many. The
+    first call only begins: nobody is told of a whole history.
 
     Raises:
         UsagePipelineError: nothing is published, or a database fails; the next call does it then.
@@ -37,7 +38,8 @@ def announce(settings: Settings) -> int:
             return 0
         snapshot_id, published_at, timezone = found
         added = 0
-        for day in _changed_days(settings, db, since) if since else ():
+        orgs = _orgs(settings) if since else set()
+        for day in _changed_days(db, orgs, since) if since and orgs else ():
             same = {"usage_date": day, "timezone": timezone}
             same |= {"snapshot_id": snapshot_id, "published_at": published_at}
             totals = _totals(db, day)
@@ -55,6 +57,9 @@ def announce(settings: Settings) -> int:
                     if payload["totals"] != known.get(org)
                 ),
             )
+        if since and orgs:
+            odd = anomalies.messages(db, orgs, since, snapshot_id)
+            added += outbox.add(cursor, settings.publish_schema, odd)
         _announced(cursor, settings.publish_schema, published_at)
         return added
 
@@ -83,13 +88,17 @@ def _announced(cursor: Cursor, schema: str, until: datetime) -> None:
     cursor.execute(f'insert into "{schema}".outbox_progress values (%s)', (until,))
 
 
-def _changed_days(settings: Settings, db: duckdb.DuckDBPyConnection, since: datetime) -> list[date]:
-    """Days on which a number of a user of an organisation with a webhook is new, another one, or
-    gone; what these are is the temporary table `changed`."""
+def _orgs(settings: Settings) -> set[UUID]:
+    """Those with an enabled webhook."""
     with open_recipients(settings) as source:
-        orgs = source.orgs_with_webhooks()
-    if not orgs:
-        return []
+        return set(source.orgs_with_webhooks())
+
+
+def _changed_days(
+    db: duckdb.DuckDBPyConnection, orgs: Collection[UUID], since: datetime
+) -> list[date]:
+    """Days on which a number of a user of one of the organisations is new, another one, or gone;
+    what these are is the temporary table `changed`."""
     db.execute(
         """
         create temp table changed as

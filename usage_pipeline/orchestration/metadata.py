@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.rollup import Rollup
+from usage_pipeline.serving.views import VIEWS
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
 
@@ -29,7 +31,7 @@ _FREE_FORM_COLUMNS = ("event_data", "value_text", "quantity_raw", "name")
 _UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.I)
 
 
-def sparkline(numbers: Sequence[int], width: int = 60) -> str:
+def sparkline(numbers: Sequence[int | Decimal], width: int = 60) -> str:
     """The last `width` numbers as a line of bars."""
     shown = list(numbers)[-width:]
     top = max(shown, default=0) or 1
@@ -91,7 +93,60 @@ def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str,
                 f"select {', '.join(columns)} from {table} limit {PREVIEW_ROWS}"
             ).fetchall()
             found[table] = _rows_and_preview(rows, columns, preview)
+        if "usage_forecast_models" in found:
+            found["usage_forecast_models"]["platform"] = dg.MetadataValue.md(_forecasts(db))
+        if "usage_forecast_accuracy" in found:
+            found["usage_forecast_accuracy"]["errors"] = dg.MetadataValue.md(_accuracy(db))
     return found
+
+
+def _forecasts(db: duckdb.DuckDBPyConnection) -> str:
+    """Of each meter the platform's last weeks and what the next days are expected to have, drawn to
+    one height."""
+    (view,) = (view for view in VIEWS if view.name == "usage_forecast")
+    rows = db.execute(f"""
+        with days as (
+            select metric_type, usage_date as day, greatest(total_quantity, 0) as quantity
+            from platform_usage_daily
+            where usage_date > (select max(usage_date) - 28 from stg_landed_days)
+            union all
+            select metric_type, forecast_date, expected
+            from ({view.definition("json", "")}) where scope = 'platform'
+        )
+        select metric_type,
+               coalesce(list(quantity order by day) filter (day <= last_day), []),
+               coalesce(list(quantity order by day) filter (day > last_day), [])
+        from days cross join (select max(usage_date) as last_day from stg_landed_days)
+        group by metric_type order by metric_type
+    """).fetchall()
+    lines = []
+    for metric, past, coming in rows:
+        drawn = sparkline([*past, *coming])
+        lines.append((metric, drawn[: len(past)], drawn[len(past) :] or "too few days"))
+    return _markdown(("meter", "28 days", "30 days expected"), lines)
+
+
+def _accuracy(db: duckdb.DuckDBPyConnection) -> str:
+    """Of each scope how far forecasts were from what came: a bar of ten is the error of an ordinary
+    week from the one before."""
+    rows = db.execute(
+        "select scope, horizon, sum(mase * series) / sum(series),"
+        " sum(naive_mase * series) / sum(series), sum(coverage * series) / sum(series), sum(series)"
+        " from usage_forecast_accuracy group by scope, horizon order by scope, horizon"
+    ).fetchall()
+    lines = [
+        (
+            scope,
+            f"{horizon} days ahead",
+            f"{'█' * round(mase * 10)} {mase:.2f}",
+            f"{'█' * round(naive * 10)} {naive:.2f}",
+            f"{within:.0%}",
+            f"{series:,}",
+        )
+        for scope, horizon, mase, naive, within, series in rows
+    ]
+    heading = ("scope", "forecast", "error (MASE)", "of seasonal naive", "in the band", "series")
+    return _markdown(heading, lines)
 
 
 def landed_previews(

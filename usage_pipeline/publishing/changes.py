@@ -15,7 +15,7 @@ import duckdb
 from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.publishing.identity import Snapshot
-from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES, ServedTable
+from usage_pipeline.serving.tables import RECORDS, SERVED_TABLES, STAMPS, ServedTable
 from usage_pipeline.settings import Settings
 
 INSTANT = "TIMESTAMP WITH TIME ZONE"
@@ -236,21 +236,21 @@ def stamped(
     delta: Delta, known: Mapping[str, str], new: str, old: str, published_at: datetime
 ) -> str:
     """A query for new rows with their stamps: those of the old row of their key, if there is one,
-    but for `updated_at` where a number is another one. An instant is no number.
+    but for the other ones than `created_at` where a number is another one. An instant is none.
 
     Args:
         known: names and types of the columns of `old`.
     """
     at = _instant(published_at)
     numbers = [c for c, kind in known.items() if c in delta.columns and kind != INSTANT]
+    unchanged = same(numbers, "new", "old")
+    stamps = ", ".join(
+        f"case when {'true' if stamp == STAMPS[0] else unchanged}"
+        f" then coalesce(old.{stamp}, {at}) else {at} end as {stamp}"
+        for stamp in delta.table.stamps
+    )
     return f"""
-        select new.* replace (
-            coalesce(old.created_at, {at}) as created_at,
-            case
-                when {same(numbers, "new", "old")} then coalesce(old.updated_at, {at})
-                else {at}
-            end as updated_at
-        )
+        select new.* replace ({stamps})
         from {new} as new left join {old} as old on {same(delta.table.key, "new", "old")}
     """
 

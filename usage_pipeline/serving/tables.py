@@ -39,7 +39,8 @@ class ServedTable:
             is replaced without a look at them.
         indexes: further indexes in Postgres, for dashboards.
         stamps: columns that say when a row was published or changed; only what is published
-            knows them. Those that the model lacks, `STAMPS`, are given by publishing.
+            knows them. Those that the model lacks are given by publishing: `created_at` stays
+            with the key, any other moves when the numbers do.
         model: whether dbt builds it; the others are written by the pipeline itself.
         description: of those others; a model's is in its `.yml`.
     """

@@ -127,7 +127,7 @@ orgs as (
 
 cells as (
     select
-        'user' as scope,
+        case when usage.org_id is null then 'user' else 'member' end as scope,
         usage.user_id,
         usage.org_id,
         usage.metric_type,
@@ -183,7 +183,7 @@ seen as (
         days.age >= 0
         and (
             days.horizon = 0
-            or (cells.is_tested and (cells.scope <> 'user' or days.horizon = {{ horizon_of_users() }}))
+            or (cells.is_tested and (cells.scope in ('org', 'platform') or days.horizon = {{ horizon_of_users() }}))
         )
 ),
 
@@ -493,8 +493,8 @@ where
     kept.as_of_date <= dates.as_of_date
     and kept.as_of_date not in (select as_of_date from refits)
     and case kept.scope
-        when 'user' then kept.as_of_date > {{ add_days('dates.as_of_date', '-' ~ nights_of_users()) }}
+        when 'platform' then kept.as_of_date = dates.as_of_date
         when 'org' then kept.as_of_date > {{ add_days('dates.as_of_date', '-' ~ nights_of_orgs()) }}
-        else kept.as_of_date = dates.as_of_date
+        else kept.as_of_date > {{ add_days('dates.as_of_date', '-' ~ nights_of_users()) }}
     end
 {% endif %}

@@ -1,5 +1,6 @@
 {{ config(tags=['current'], post_hook="delete from {{ ref('usage_replaced_partials').render() }}") }}
--- depends_on: {{ ref('usage_forecast_fits') }}, which asks what was built again and since when
+-- depends_on: {{ ref('usage_forecast_fits') }}, {{ ref('usage_anomalies') }}, which ask what was
+-- built again and since when
 {% set before = known_relation('usage_trailing_partials') %}
 
 -- What the last run summed up, less the cells that left an age, plus those that came to it. A day
