@@ -997,6 +997,49 @@ def scans(settings: Settings) -> dict[str, tuple[int, int]]:
 
 
 @NEW_YORK_ONLY
+def test_functions_that_are_gone_or_other_ones_are_made_again_with_what_was_granted(
+    settings: Settings,
+) -> None:
+    """Also where nobody may execute functions unless it is granted."""
+    for role in ("usage_reader", "analyst"):
+        query_postgres(
+            settings,
+            f"do $$ begin create role {role} login; exception when duplicate_object then null; end"
+            " $$",
+        )
+    daily = "usage.usage_daily_as_of(timestamptz)"
+    query_postgres(settings, "alter default privileges revoke execute on functions from public")
+    try:
+        first_publish(settings)
+    finally:
+        query_postgres(settings, "alter default privileges grant execute on functions to public")
+    query_postgres(
+        settings,
+        f"grant execute on function {daily} to analyst;"
+        "create or replace function usage.usage_daily_as_of(moment timestamptz) returns table"
+        " (usage_date date, user_id uuid, org_id uuid, metric_type text, total_quantity numeric,"
+        " event_count bigint) language sql stable as"
+        " 'select usage_date, user_id, org_id, metric_type, -1.0, event_count"
+        " from usage.usage_daily';"
+        "drop function usage.usage_monthly_as_of",
+    )
+    change_warehouse(settings, "update usage_daily set event_count = 9 where event_count = 3")
+    publish(settings, [MARCH_30_TO_APRIL_2], "run-2", "v1")
+
+    quantities = "select total_quantity from {}usage_{}_as_of(now()) order by 1"
+    for period in ("daily", "monthly"):
+        with open_duckdb(settings.snapshot_path) as db:
+            here = db.execute(quantities.format("", period)).fetchall()
+        assert query_postgres(settings, quantities.format("usage.", period)) == here
+        assert len(here) == 5
+    assert query_postgres(
+        settings,
+        f"select has_function_privilege('analyst', '{daily}', 'execute'),"
+        f" has_function_privilege('usage_reader', '{daily}', 'execute')",
+    ) == [(True, True)]
+
+
+@NEW_YORK_ONLY
 def test_a_user_and_a_period_are_found_by_an_index(settings: Settings) -> None:
     change_warehouse(settings, HISTORY)
     publish(settings, [DayRange(date(2024, 3, 1), date(2025, 4, 2))], "run-1", "v1")
