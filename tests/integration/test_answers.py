@@ -366,6 +366,34 @@ def test_an_alert_that_the_number_raised_is_told(world: World, alert: None) -> N
     assert world.answer("--user", ADA, "--metric", "calls")["alerts"] == []
 
 
+def test_an_alert_of_a_member_is_one_of_the_user(world: World, alert: None) -> None:
+    world.source.execute(
+        "insert into usage.usage_alerts (scope, user_id, org_id, metric_type, month, threshold,"
+        " used_quantity, limit_quantity, usage_date, snapshot_id, raised_at) values ('member', %s,"
+        " %s, 'calls', '2024-03-01', 0.125, 9, 72, '2024-03-30', 'x', '2024-04-01 06:00+00')",
+        (ADA, ACME),
+    )
+    for words in (["--user", ADA], ["--user", ADA, "--org", ACME]):
+        (told,) = world.answer(*words, "--metric", "calls")["alerts"]
+        assert (told["scope"], Decimal(told["limit_quantity"])) == ("member", 72)
+    page = " ".join(world.ask("--user", ADA, "--metric", "calls").output.split())
+    assert f"12.5% of the limit as a member of {ACME} on 2024-03-30: 9 of 72 calls" in page
+    (told,) = world.answer("--org", ACME, "--metric", "calls")["alerts"]
+    assert told["scope"] == "org"
+
+
+def test_the_number_is_told_though_postgres_is_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USAGE_PUBLISH_DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/app")
+    page = world.ask("--user", BOB, "--metric", "calls")
+    assert page.exit_code == 1
+    assert "8 calls, 1 event" in page.output
+    assert "the same in DuckDB, Parquet" in page.output
+    assert "not known, since Postgres cannot be read" in page.output
+    assert "secret" not in page.output
+
+
 def test_a_place_that_says_something_else_is_named(world: World) -> None:
     change = "update usage.usage_monthly set total_quantity = total_quantity {} where user_id = %s"
     world.source.execute(change.format("+ 1"), (BOB,))

@@ -306,6 +306,24 @@ def test_a_webhook_that_is_disabled_meanwhile_gets_nothing_more(
     assert len(receiver.requests) == 1
 
 
+def test_a_webhook_that_is_another_organisations_by_now_gets_nothing_of_the_old_one(
+    source: AppDatabase, settings: Settings, receiver: HttpReceiver
+) -> None:
+    webhook(source, f"{receiver.url}/hook")
+    receiver.behaviours["/hook"] = [status(500), status(204)]
+    add(settings, limit_message("first"))
+    deliver(settings)
+    source.execute("update org_webhooks set org_id = %s", (str(OTHER_ORG),))
+    add(settings, limit_message("second", org=OTHER_ORG))
+    come_due(source)
+    deliver(settings)
+    assert deliveries(source) == [
+        ("webhook", "delivered", 1, None),
+        ("webhook", "skipped", 1, "the webhook is another organisation's"),
+    ]
+    assert len(receiver.requests) == 2
+
+
 def test_a_pause_that_was_asked_for_costs_the_others_no_attempt(
     source: AppDatabase, settings: Settings, receiver: HttpReceiver
 ) -> None:

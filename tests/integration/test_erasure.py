@@ -27,6 +27,7 @@ from support import (
 from typer.testing import CliRunner, Result
 
 from usage_pipeline.alerts import limits
+from usage_pipeline.alerts.rolled_up import is_behind
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing import erased_users
@@ -180,6 +181,8 @@ def erased(
     untouched = files(settings)
     dry_run = command(settings, str(ADA), "--dry-run")
     changed = files(settings) != untouched
+    Rollup(settings).announce_days()
+    assert not is_behind(settings)
     left = erase(Rollup(settings), ADA)
     after = assert_published_alike(settings, source.url)
     return Erased(settings, source, before, held, dry_run, changed, left, after)
@@ -253,6 +256,10 @@ def test_a_person_who_is_erased_is_no_active_user_and_in_no_cohort(erased: Erase
 
     assert figures(erased.before) == [2, 3, {3}]
     assert figures(erased.after) == [1, 3, {2}]
+
+
+def test_days_that_changed_by_it_wait_for_nobody(erased: Erased) -> None:
+    assert not is_behind(erased.settings)
 
 
 def test_event_data_keeps_what_the_meters_read_and_no_more(erased: Erased) -> None:

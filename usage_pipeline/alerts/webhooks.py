@@ -200,7 +200,7 @@ def deliver(
 
     Args:
         endpoint: None where it is gone.
-        deliveries: all to this endpoint.
+        deliveries: all to this endpoint; what is of an organisation that it is not of is skipped.
         networks: see `Receiver`.
         may_go_on: asked before each; when not, the rest have no outcome.
     """
@@ -208,25 +208,31 @@ def deliver(
         why = "the webhook is gone" if endpoint is None else "the webhook is disabled"
         yield from (Outcome(delivery, "skipped", why) for delivery in deliveries)
         return
+    usable = []
+    for delivery in deliveries:
+        if delivery.org_id == endpoint.org_id:
+            usable.append(delivery)
+        else:
+            yield Outcome(delivery, "skipped", "the webhook is another organisation's")
     try:
         receiver = Receiver(endpoint, networks)
     except Unusable as error:
-        yield from (Outcome(delivery, "failed", str(error)) for delivery in deliveries)
+        yield from (Outcome(delivery, "failed", str(error)) for delivery in usable)
         return
     try:
-        for number, delivery in enumerate(deliveries):
+        for number, delivery in enumerate(usable):
             if not may_go_on():
                 return
             try:
                 answer = receiver.post(*as_request(delivery))
             except (NoAnswer, Unusable) as error:
-                yield from (Outcome(other, "failed", str(error)) for other in deliveries[number:])
+                yield from (Outcome(other, "failed", str(error)) for other in usable[number:])
                 return
             yield _outcome(delivery, answer)
             if answer.status in _SOON and answer.retry_after is not None:
                 yield from (
                     Outcome(other, "postponed", after=answer.retry_after)
-                    for other in deliveries[number + 1 :]
+                    for other in usable[number + 1 :]
                 )
                 return
     finally:

@@ -129,7 +129,10 @@ def _told(answer: Answer, show: _Shown) -> Iterator[tuple[str, Iterable[str]]]:
         yield "Days", _days(answer.days, show)
     yield "Proof", _proof(answer.proof, show)
     yield "Restated", _restated(answer, show)
-    yield "Alerts", [_alert(alert, show) for alert in answer.alerts] or ["none"]
+    if answer.alerts is None:
+        yield "Alerts", ["not known, since Postgres cannot be read"]
+    else:
+        yield "Alerts", [_alert(alert, show) for alert in answer.alerts] or ["none"]
     if answer.waiting:
         days = ", ".join(map(str, answer.waiting))
         yield "Waiting", [f"{days}: another state of these days is not published yet"]
@@ -275,7 +278,9 @@ def _change(change: Restatement, show: _Shown) -> str:
 
 def _alert(alert: dict[str, Any], show: _Shown) -> str:
     used, limit = (show.quantity(alert[f"{what}_quantity"]) for what in ("used", "limit"))
-    crossed = f"{alert['threshold']:.0%} of the limit on {alert['usage_date']}"
+    share = spelled(alert["threshold"] * 100)
+    member = f" as a member of {alert['org_id']}" if alert["scope"] == "member" else ""
+    crossed = f"{share}% of the limit{member} on {alert['usage_date']}"
     told = f"{crossed}: {used} of {limit}{show.unit}"
     for what in ("raised", "resolved", "recrossed"):
         if moment := alert[f"{what}_at"]:

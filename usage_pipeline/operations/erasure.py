@@ -128,6 +128,8 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
             with scratch(settings) as work:
                 published.serve(settings, work / settings.snapshot_path.name)
     exports.remove_user(settings, user_id)
+    if published.exists(settings):
+        rollup.announce_days()  # a person less is active on them; `status` would miss it
     return find_traces(rollup, user_id)
 
 

@@ -26,6 +26,8 @@ from usage_pipeline.serving import as_of, published
 from usage_pipeline.settings import Settings
 
 _VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
+# Whose limits a number counts for: a user's in an organisation for the member's.
+_ALERTED = {"user": ["user", "member"], "org": ["org"], "platform": []}
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class Answer:
         days: the published days, by organisation.
         set_aside: events that do not count, by reason.
         waiting: days of the number whose next state is not published yet.
-        alerts: the rows of `usage_alerts`, if that table is there.
+        alerts: the rows of `usage_alerts`, if that table is there; None where Postgres cannot be
+            read.
         now: the rows that are published now.
     """
 
@@ -147,7 +150,7 @@ class Answer:
     set_aside: dict[str, int]
     proof: list[Proof]
     restatements: list[Restatement]
-    alerts: list[dict[str, Any]]
+    alerts: list[dict[str, Any]] | None
     waiting: list[DayRange]
     now: list[Number]
 
@@ -195,15 +198,16 @@ def explain(settings: Settings, question: Question) -> Answer:
             set_aside=_set_aside(db, question, meter),
             proof=_proof(db, question),
             restatements=_restatements(db, question),
-            alerts=[],
+            alerts=None,
             waiting=_waiting(settings, question.days),
             now=_numbers(
                 db.execute(_statement(replace(question, as_of=None), days=False)).fetchall()
             ),
         )
     answer.places.update(_places(settings, question))
-    answer.alerts.extend(_alerts(settings, question))
-    return answer
+    if isinstance(answer.places["Postgres"], str):
+        return answer
+    return replace(answer, alerts=_alerts(settings, question))
 
 
 def _published_then(
@@ -461,7 +465,7 @@ def _alerts(settings: Settings, question: Question) -> list[dict[str, Any]]:
         cursor.execute(
             f"select * from {table} where scope = any(%s) and {_who(question)} and month = %s"
             " order by raised_at, threshold",
-            (["user", "member"] if question.user_id else [question.scope], question.month),
+            (_ALERTED[question.scope], question.month),
         )
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
