@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
-from math import sqrt
+from math import floor, sqrt
 from typing import Any
 
 import duckdb
@@ -74,7 +74,8 @@ def fit(
 
     Args:
         amounts: by day with an event.
-        platform: the same of the platform, whose weekly pattern stands beside the subject's.
+        platform: the same of the platform, whose weekly pattern in twentieths stands beside
+            the subject's.
     """
     seen = {day: amount for day, amount in amounts.items() if 0 <= (end - day).days < 56}
     if not seen:
@@ -94,7 +95,9 @@ def fit(
     level = mean + 5 * trend
     factors = [1.0] * 7
     if sum(seen.values()) > 0:
-        usual = pattern(platform or seen, landed, end)
+        usual = pattern(seen, landed, end)
+        if platform:  # in twentieths, and what is a half but for 0.00005 % goes up
+            usual = [floor(20 * n + 0.500001) / 20 for n in pattern(platform, landed, end)]
         for weekday in range(7):
             days = [value[day] for day in known if day.weekday() == weekday]
             own = sum(days) * len(known) / sum(value.values())

@@ -36,6 +36,12 @@
 {# How many days of the platform's weekly pattern stand beside a subject's own. #}
 {% macro pattern_days() -%} {{ return(6) }} {%- endmacro %}
 
+{#
+  A weekday of that pattern in twentieths, as all but the platform have it: the same before and after
+  an event more, so that a late one changes no others' models. What a double makes of a half goes up.
+#}
+{% macro coarse(ratio) -%} floor(20 * {{ ratio }} + 0.500001) / 20 {%- endmacro %}
+
 {# How many days of trend the level is ahead of the mean that it is made of. #}
 {% macro trend_days() -%} {{ return(5) }} {%- endmacro %}
 

@@ -5,7 +5,8 @@
 {% set grain = subject + ['horizon'] %}
 
 -- The platform is fitted each day, an organisation each week, a user every other week; after a day was
--- built again all are. The sums of usage_trailing_partials say of which day the fits are that are here.
+-- built again, all that were fitted on it or later. The sums of usage_trailing_partials say of which day
+-- the fits are that are here.
 
 with dates as (
     select
@@ -14,7 +15,7 @@ with dates as (
 ),
 
 rebuilt as (
-    select count(*) as days
+    select min(replaced.usage_date) as first_date
     from {{ ref('usage_replaced_partials') }} as replaced
     cross join dates
     where
@@ -40,7 +41,7 @@ refits as (
         and (
             dates.fitted_as_of is null
             or dates.fitted_as_of > dates.as_of_date
-            or rebuilt.days > 0
+            or calendar.calendar_date >= rebuilt.first_date
             or calendar.calendar_date > dates.fitted_as_of
         )
 ),
@@ -267,7 +268,12 @@ estimates as (
                     (
                         {{ estimate('sums.' ~ weekday ~ '_quantity') }} * spans.history_days
                         / {{ estimate('sums.total_quantity') }}
-                        + {{ pattern_days() }} * coalesce(patterns.{{ weekday }}, 1)
+                        + {{ pattern_days() }} * coalesce(
+                            case
+                                when sums.scope = 'platform' then patterns.{{ weekday }}
+                                else {{ coarse('patterns.' ~ weekday) }}
+                            end, 1
+                        )
                     ) / (spans.{{ weekday }}_days + {{ pattern_days() }}),
                     0
                 ), 7)
