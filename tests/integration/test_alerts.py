@@ -331,6 +331,40 @@ def test_a_history_that_is_rolled_up_piece_by_piece_alerts_nobody(
     assert world.messages() == [("exceeded", "user", "1")]
 
 
+def test_a_first_start_in_pieces_tells_nobody_before_it_has_caught_up(
+    new_database: Any, make_settings: Any
+) -> None:
+    """The look that comes to the day before the first start is the last silent one."""
+    database: AppDatabase = new_database()
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    world, yesterday = World(database, settings), settings.today() - timedelta(1)
+    event = (str(UUID(int=1)), SAME, None, "api_call", None, 1)
+    database.insert("usage_events", [(*event, settings.day_start(yesterday).isoformat())])
+    crossed = [Status("120"), Status("120", subject=ORG), Status("120", subject=MEMBER)]
+    for piece, ago in enumerate((20, 10, 0)):
+        day = yesterday - timedelta(ago)
+        assert world.publish(day, crossed[: piece + 1]).silent
+    assert (len(world.rows()) >= 6, world.messages()) == (True, [])
+    world.meters = meters(["0.8", "1", "1.2"])
+    world.publish(yesterday, crossed)
+    assert [scope for _, scope, _ in world.messages()] == ["member", "org", "user"]
+
+
+def test_a_source_that_has_ended_has_been_caught_up_with(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    world, today = World(database, settings), settings.today()
+    event = (str(UUID(int=1)), SAME, None, "api_call", None, 1)
+    last = today - timedelta(10)
+    database.insert("usage_events", [(*event, settings.day_start(last).isoformat())])
+    assert world.publish(today - timedelta(20), []).silent
+    assert world.publish(last, [Status("120")]).silent
+    assert not world.publish(last, [Status("120"), Status("80", subject=ORG)]).silent
+    assert world.messages() == [("warning", "org", "0.8")]
+
+
 def test_thresholds_that_change_are_judged_by_what_is_known(world: World) -> None:
     world.meters = meters(["0.5", "0.9"])
     world.publish(march(2), [Status("95"), Status("60", subject=ORG)])

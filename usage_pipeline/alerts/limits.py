@@ -56,7 +56,8 @@ _TABLES = f"""
     );
     create unique index {NAME}_grain on {{schema}}.{NAME} (month, {_SUBJECT}, threshold);
     create table {{schema}}.alerts_judged (
-        snapshot_id text not null, as_of_date date not null, judged_at timestamptz not null
+        snapshot_id text not null, as_of_date date not null, judged_at timestamptz not null,
+        silent_until date
     )
 """
 
@@ -68,7 +69,8 @@ class AlertReport:
     Attributes:
         snapshot_id: what was judged; empty when nothing is published, or it was judged before.
         skipped: why it was not; empty when it was.
-        silent: whether nobody is told, because it was the first look at an existing history.
+        silent: whether nobody is told, because an existing history is looked at for the first
+            time, be it in pieces.
         raised: rows that are new.
         recrossed: rows whose threshold was crossed again, of which nobody is told again.
         resolved: rows whose threshold is not reached any more.
@@ -166,7 +168,12 @@ def judge(settings: Settings, meters: Sequence[Meter], *, only_new: bool = False
         elif _is_catching_up(settings, alerts.as_of):
             report.skipped = f"the source is far ahead of {alerts.as_of}"
         else:
-            alerts.judge(meters, report)
+            yesterday = settings.today() - timedelta(days=1)
+            until = alerts.silent_until if alerts.judged_to else yesterday
+            report.silent = until is not None
+            if until and not _is_behind(settings, alerts.as_of, until):
+                until = None
+            alerts.judge(meters, report, until)
         return report
 
 
@@ -206,6 +213,13 @@ def _is_catching_up(settings: Settings, as_of: date) -> bool:
     return later.start < later.end - timedelta(days=1) and has_events(settings, later)
 
 
+def _is_behind(settings: Settings, as_of: date, until: date) -> bool:
+    """Whether days up to `until` that the source has are still to be rolled up."""
+    return as_of < until and has_events(
+        settings, DayRange(as_of + timedelta(days=1), until + timedelta(days=1))
+    )
+
+
 @contextmanager
 def _alone_with_alerts(settings: Settings) -> Iterator[_Alerts]:
     url = publish_database_url(settings)
@@ -221,6 +235,7 @@ class _Alerts:
         as_of: the newest landed day of it.
         judged: the snapshot that was judged last; empty when none was.
         judged_to: the newest landed day of that.
+        silent_until: up to which day a first start has still to come before anybody is told.
     """
 
     def __init__(self, cursor: Cursor, schema: str) -> None:
@@ -233,7 +248,7 @@ class _Alerts:
             (schema,),
         )
         self.snapshot_id, self.as_of = "", date.min
-        self.judged, self.judged_to = "", None
+        self.judged, self.judged_to, self.silent_until = "", None, None
         if self._exists("usage_limit_status"):
             for published in self._fetch(
                 "select snapshot_id, max(metric_date)"
@@ -241,12 +256,15 @@ class _Alerts:
             ):
                 self.snapshot_id, self.as_of = published
         if self._exists(NAME):
-            for judged in self._fetch("select snapshot_id, as_of_date from {schema}.alerts_judged"):
-                self.judged, self.judged_to = judged
+            for judged in self._fetch(
+                "select snapshot_id, as_of_date, silent_until from {schema}.alerts_judged"
+            ):
+                self.judged, self.judged_to, self.silent_until = judged
 
-    def judge(self, meters: Sequence[Meter], report: AlertReport) -> None:
-        """Fill the report, and write what it says."""
-        report.silent = self.judged_to is None
+    def judge(
+        self, meters: Sequence[Meter], report: AlertReport, silent_until: date | None
+    ) -> None:
+        """Fill the report, and write what it says; `silent_until` is for the looks after it."""
         if not self._exists(NAME):
             self._execute(_TABLES)
         self._grant()
@@ -267,9 +285,10 @@ class _Alerts:
         )
         self._execute("delete from {schema}.alerts_judged")
         self._execute(
-            "insert into {schema}.alerts_judged values (%s, %s, now())",
+            "insert into {schema}.alerts_judged values (%s, %s, now(), %s)",
             self.snapshot_id,
             self.as_of,
+            silent_until,
         )
 
     def _reopen(self) -> int:

@@ -50,7 +50,7 @@ def freshness_metadata(seen: Freshness) -> dict[str, Any]:
 def alerts_metadata(report: AlertReport) -> dict[str, Any]:
     """What a look at the limits found; no ids."""
     thresholds = [(metric, f"{share:.0%}", rows) for metric, share, rows in report.by_threshold]
-    remark = report.skipped or ("first look: recorded, nobody is told" if report.silent else "")
+    remark = report.skipped or ("first start: recorded, nobody is told" if report.silent else "")
     return {
         "dagster/row_count": report.rows,
         "raised": report.raised,
