@@ -398,6 +398,17 @@ def test_without_a_day_there_is_nothing_to_judge(world: World) -> None:
     assert world.judge() == AlertReport()
 
 
+def test_a_meter_that_goes_or_gets_another_name_takes_nothing_back(world: World) -> None:
+    world.publish(march(2), [Status("120")])
+    world.meters = [Meter("invocations", "api_call", "sum")]
+    world.publish(march(3), [])
+    assert world.states() == {"80%": "open", "100%": "open"}
+    assert world.messages() == [("exceeded", "user", "1")]
+    world.meters = meters()
+    world.publish(march(4), [Status("90")])
+    assert world.states() == {"80%": "open", "100%": "resolved"}
+
+
 def test_an_alert_is_unique_by_constraint(world: World) -> None:
     world.publish(march(2), [Status("85"), Status("85", subject=ORG), Status("85", subject=MEMBER)])
     for scope in ("user", "org", "member"):

@@ -269,7 +269,7 @@ class _Alerts:
             self._execute(_TABLES)
         self._grant()
         report.recrossed = self._reopen()
-        report.resolved = self._resolve()
+        report.resolved = self._resolve(meters)
         report.raised = self._raise(meters, announced=not report.silent)
         report.by_threshold = self._fetch(
             "select metric_type, threshold, count(*) from raised group by 1, 2 order by 1, 2"
@@ -300,9 +300,10 @@ class _Alerts:
             self.as_of.replace(day=1),
         )
 
-    def _resolve(self) -> int:
-        """Close rows by their own threshold, whatever the meters say by now; none while a day of
-        the month is missing, whose use would be too. An unknown use or limit closes none."""
+    def _resolve(self, meters: Sequence[Meter]) -> int:
+        """Close rows by their own threshold, whatever the meters say of it by now; none while a day
+        of the month is missing, whose use would be too, and none of a meter that is gone. An
+        unknown use or limit closes none."""
         month = self.as_of.replace(day=1)
         self._execute(
             "create temp table resolved on commit drop as"
@@ -313,13 +314,15 @@ class _Alerts:
             f" from {{schema}}.{NAME} as alerts left join {{schema}}.usage_limit_status as status"
             f"  on {_same('alerts', 'status')}"
             " where alerts.month = %s and alerts.resolved_at is null"
-            "  and (status.scope is null or status.status is not null)"
+            "  and (status.status is not null"
+            "   or status.scope is null and alerts.metric_type = any(%s::text[]))"
             f" and not coalesce({_reaches('alerts.threshold')}, false)"
             "  and not exists (select from {schema}.platform_metrics_daily"
             "   where metric_date >= %s and event_count is null)",
             self.as_of,
             self.snapshot_id,
             month,
+            [meter.key for meter in meters],
             month,
         )
         return self._execute(
