@@ -285,6 +285,22 @@ def test_the_first_look_at_a_history_is_silent_until_asked(made: World) -> None:
     assert made.messages() == told
 
 
+def test_what_nobody_was_told_of_is_told_when_it_is_crossed_again(made: World) -> None:
+    made.begin()
+    made.meters = meters()
+    made.publish(march(2), [Status("120"), Status("85", subject=ORG)])  # silent
+    made.publish(march(3), [Status("10"), Status("85", subject=ORG)])
+    assert made.messages() == []
+    assert made.publish(march(4), [Status("120"), Status("85", subject=ORG)]).messages == 1
+    told = [("exceeded", "user", "1")]
+    assert made.messages() == told
+    assert [row[3:] for row in made.rows() if row[0] == "user"] == [(True, True, True)] * 2
+    # Since it was told, so is that it is over, once.
+    for day, used in ((5, "10"), (6, "120"), (7, "10"), (8, "120")):
+        made.publish(march(day), [Status(used), Status("85", subject=ORG)])
+    assert made.messages() == [*told, ("resolved", "user", "1")]
+
+
 def backfill(world: World, *options: str) -> str:
     environment = {
         "USAGE_HOME": str(world.settings.home),
@@ -473,6 +489,7 @@ class Alert:
     is_open: bool = True
     again: bool = False
     told: bool = True
+    end_is_news: bool = True
 
 
 @dataclass
@@ -488,17 +505,20 @@ class Oracle:
             return
         silent, month = self.judged_to is None, day.replace(day=1)
         self.judged_to = day
-        falls = [
-            (subject, share)
-            for (subject, its_month, share), alert in self.alerts.items()
-            if its_month == month and self._falls(alert, step.statuses.get(subject), share, step)
-        ]
+        falls: list[tuple[Subject, Decimal]] = []
         news: list[tuple[Subject, Decimal]] = []
+        for (subject, its_month, share), alert in self.alerts.items():
+            if its_month == month:
+                was_told = alert.told
+                if self._falls(alert, step.statuses.get(subject), share, step):
+                    falls.append((subject, share))
+                if alert.told and not was_told:
+                    news.append((subject, share))
         for subject, status in step.statuses.items():
             for share in map(Decimal, step.shares):
                 key = subject, month, share
                 if key not in self.alerts and reached(status, share):
-                    self.alerts[key] = Alert(told=not silent)
+                    self.alerts[key] = Alert(told=not silent, end_is_news=not silent)
                     news.append((subject, share))
         if not silent:
             self._tell(month, highest(news), highest(falls))
@@ -506,11 +526,12 @@ class Oracle:
     def _falls(self, alert: Alert, status: Status | None, share: Decimal, step: Step) -> bool:
         """Whether anybody is told of it."""
         if reached(status, share):
-            alert.again |= not alert.is_open
-            alert.is_open = True
+            if not alert.is_open:  # who was not told of the first time is of this one
+                alert.end_is_news = not alert.told
+                alert.is_open = alert.again = alert.told = True
         elif alert.is_open and not step.is_missing and (status is None or status.known):
             alert.is_open = False
-            return alert.told and not alert.again
+            return alert.end_is_news
         return False
 
     def _tell(

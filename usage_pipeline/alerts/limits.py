@@ -268,7 +268,7 @@ class _Alerts:
         if not self._exists(NAME):
             self._execute(_TABLES)
         self._grant()
-        report.recrossed = self._reopen()
+        report.recrossed = self._reopen(announced=not report.silent)
         report.resolved = self._resolve(meters)
         report.raised = self._raise(meters, announced=not report.silent)
         report.by_threshold = self._fetch(
@@ -291,13 +291,30 @@ class _Alerts:
             silent_until,
         )
 
-    def _reopen(self) -> int:
+    def _reopen(self, *, announced: bool) -> int:
+        """Open rows that were closed; those of which nobody was told become news."""
+        month = self.as_of.replace(day=1)
+        closed = (
+            f"alerts.month = %s and alerts.resolved_at is not null"
+            f" and {_same('alerts', 'status')} and {_reaches('alerts.threshold')}"
+        )
+        self._execute(
+            "create temp table reopened on commit drop as"
+            " select status.scope, status.user_id, status.org_id, status.metric_type, status.month,"
+            "  alerts.threshold, status.used_quantity, status.limit_quantity,"
+            "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan"
+            f" from {{schema}}.{NAME} as alerts, {{schema}}.usage_limit_status as status"
+            f" where {closed} and alerts.announced_at is null",
+            self.as_of,
+            self.snapshot_id,
+            month,
+        )
         return self._execute(
-            f"update {{schema}}.{NAME} as alerts set resolved_at = null, recrossed_at = now()"
-            " from {schema}.usage_limit_status as status"
-            f" where alerts.month = %s and alerts.resolved_at is not null"
-            f" and {_same('alerts', 'status')} and {_reaches('alerts.threshold')}",
-            self.as_of.replace(day=1),
+            f"update {{schema}}.{NAME} as alerts set resolved_at = null, recrossed_at = now(),"
+            "  announced_at = coalesce(alerts.announced_at, case when %s then now() end)"
+            f" from {{schema}}.usage_limit_status as status where {closed}",
+            announced,
+            month,
         )
 
     def _resolve(self, meters: Sequence[Meter]) -> int:
@@ -310,7 +327,8 @@ class _Alerts:
             " select alerts.scope, alerts.user_id, alerts.org_id, alerts.metric_type, alerts.month,"
             "  alerts.threshold, status.used_quantity, status.limit_quantity,"
             "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan,"
-            "  alerts.announced_at is not null and alerts.recrossed_at is null as is_news"
+            "  alerts.announced_at is not null"
+            "   and alerts.announced_at >= coalesce(alerts.recrossed_at, '-infinity') as is_news"
             f" from {{schema}}.{NAME} as alerts left join {{schema}}.usage_limit_status as status"
             f"  on {_same('alerts', 'status')}"
             " where alerts.month = %s and alerts.resolved_at is null"
@@ -355,10 +373,12 @@ class _Alerts:
         )
 
     def _tell(self) -> int:
-        """One message a subject: of its highest new threshold, unless it is known to be beyond a
-        higher one; and of the highest that it fell below for the first time."""
+        """One message a subject: of its highest threshold that is new or that nobody was told of,
+        unless it is known to be beyond a higher one; and of the highest that it fell below for the
+        first time since."""
         raised = self._crossings(
-            f"select {_CROSSING}, plan from raised where not exists ("
+            f"select {_CROSSING}, plan from (table raised union all table reopened) as raised"
+            " where not exists ("
             f" select from {{schema}}.{NAME} as alerts where {_same('alerts', 'raised')}"
             "  and alerts.month = raised.month and alerts.resolved_at is null"
             "  and alerts.threshold > raised.threshold)"
