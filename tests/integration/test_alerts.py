@@ -366,6 +366,12 @@ def test_a_first_start_in_pieces_tells_nobody_before_it_has_caught_up(
     assert [scope for _, scope, _ in world.messages()] == ["member", "org", "user"]
 
 
+def test_alerts_of_an_earlier_checkout_go_on(world: World) -> None:
+    world.database.execute("alter table usage.alerts_judged drop column silent_until")
+    world.publish(march(2), [Status("85")])
+    assert world.messages() == [("warning", "user", "0.8")]
+
+
 def test_a_source_that_has_ended_has_been_caught_up_with(
     new_database: Any, make_settings: Any
 ) -> None:
