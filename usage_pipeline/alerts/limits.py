@@ -28,6 +28,7 @@ from usage_pipeline.publishing.postgres_tables import READER_ROLE
 from usage_pipeline.settings import Settings
 
 NAME = "usage_alerts"
+TABLES = (NAME, "alerts_judged")
 KEY = ("scope", "user_id", "org_id", "metric_type", "month", "threshold")
 DESCRIPTION = (
     "One row per subject, meter, month and threshold of a plan's limit that was crossed. State of "
