@@ -27,6 +27,7 @@ from usage_pipeline.cli import show
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters.meter import Meter
+from usage_pipeline.orchestration.metadata import alerts_metadata
 from usage_pipeline.settings import Settings
 
 SAME = str(UUID(int=1))  # a user and an organisation may have the same id
@@ -311,6 +312,14 @@ def backfill(world: World, *options: str) -> str:
         result = CliRunner().invoke(app, ["alerts", "backfill", *options], env=environment)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_a_threshold_is_shown_exactly(made: World) -> None:
+    made.begin()
+    made.meters = meters(["0.125"])
+    report = made.publish(march(2), [Status("13")])
+    assert " 12.5% " in backfill(made, "--dry-run")
+    assert "| 12.5% |" in alerts_metadata(report)["raised by threshold"].md_str
 
 
 def test_an_older_state_is_not_judged(world: World) -> None:
