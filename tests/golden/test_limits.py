@@ -224,11 +224,12 @@ def test_alerts_begin_with_what_is_crossed_from_now_on_and_each_is_told_once(
     dan = ("user", "dan", None, "api_call", Decimal("0.5"))
     assert [row for row in changes(source) if any(row[5:])] == [(*dan, True, False)]
 
-    # Dan comes back to 10 of 20, which nobody is told again; ada falls below 120 %.
+    # Dan comes back to 10 of 20, of which he is told, since he never was; ada falls below 120 %.
     add(source, ("dan", "api_call", "1"), ("ada", "api_call", "-5"))
     roll_up(settings, DAY)
     ada = ("user", "ada", None, "api_call", Decimal("1.2"))
-    told = sorted([*told, ("resolved", *ada[:4], "1.2", "109.5", "95", "pro")])
+    back = ("warning", *dan[:4], "0.5", "10", "20", "free")
+    told = sorted([*told, ("resolved", *ada[:4], "1.2", "109.5", "95", "pro"), back])
     assert messages(source) == told
     states = [row for row in changes(source) if any(row[5:])]
     assert states == [(*ada, True, False), (*dan, False, True)]

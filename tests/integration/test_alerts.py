@@ -27,6 +27,7 @@ from usage_pipeline.cli import show
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters.meter import Meter
+from usage_pipeline.orchestration.metadata import alerts_metadata
 from usage_pipeline.settings import Settings
 
 SAME = str(UUID(int=1))  # a user and an organisation may have the same id
@@ -285,6 +286,22 @@ def test_the_first_look_at_a_history_is_silent_until_asked(made: World) -> None:
     assert made.messages() == told
 
 
+def test_what_nobody_was_told_of_is_told_when_it_is_crossed_again(made: World) -> None:
+    made.begin()
+    made.meters = meters()
+    made.publish(march(2), [Status("120"), Status("85", subject=ORG)])  # silent
+    made.publish(march(3), [Status("10"), Status("85", subject=ORG)])
+    assert made.messages() == []
+    assert made.publish(march(4), [Status("120"), Status("85", subject=ORG)]).messages == 1
+    told = [("exceeded", "user", "1")]
+    assert made.messages() == told
+    assert [row[3:] for row in made.rows() if row[0] == "user"] == [(True, True, True)] * 2
+    # Since it was told, so is that it is over, once.
+    for day, used in ((5, "10"), (6, "120"), (7, "10"), (8, "120")):
+        made.publish(march(day), [Status(used), Status("85", subject=ORG)])
+    assert made.messages() == [*told, ("resolved", "user", "1")]
+
+
 def backfill(world: World, *options: str) -> str:
     environment = {
         "USAGE_HOME": str(world.settings.home),
@@ -295,6 +312,14 @@ def backfill(world: World, *options: str) -> str:
         result = CliRunner().invoke(app, ["alerts", "backfill", *options], env=environment)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_a_threshold_is_shown_exactly(made: World) -> None:
+    made.begin()
+    made.meters = meters(["0.125"])
+    report = made.publish(march(2), [Status("13")])
+    assert " 12.5% " in backfill(made, "--dry-run")
+    assert "| 12.5% |" in alerts_metadata(report)["raised by threshold"].md_str
 
 
 def test_an_older_state_is_not_judged(world: World) -> None:
@@ -331,6 +356,46 @@ def test_a_history_that_is_rolled_up_piece_by_piece_alerts_nobody(
     assert world.messages() == [("exceeded", "user", "1")]
 
 
+def test_a_first_start_in_pieces_tells_nobody_before_it_has_caught_up(
+    new_database: Any, make_settings: Any
+) -> None:
+    """The look that comes to the day before the first start is the last silent one."""
+    database: AppDatabase = new_database()
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    world, yesterday = World(database, settings), settings.today() - timedelta(1)
+    event = (str(UUID(int=1)), SAME, None, "api_call", None, 1)
+    database.insert("usage_events", [(*event, settings.day_start(yesterday).isoformat())])
+    crossed = [Status("120"), Status("120", subject=ORG), Status("120", subject=MEMBER)]
+    for piece, ago in enumerate((20, 10, 0)):
+        day = yesterday - timedelta(ago)
+        assert world.publish(day, crossed[: piece + 1]).silent
+    assert (len(world.rows()) >= 6, world.messages()) == (True, [])
+    world.meters = meters(["0.8", "1", "1.2"])
+    world.publish(yesterday, crossed)
+    assert [scope for _, scope, _ in world.messages()] == ["member", "org", "user"]
+
+
+def test_alerts_of_an_earlier_checkout_go_on(world: World) -> None:
+    world.database.execute("alter table usage.alerts_judged drop column silent_until")
+    world.publish(march(2), [Status("85")])
+    assert world.messages() == [("warning", "user", "0.8")]
+
+
+def test_a_source_that_has_ended_has_been_caught_up_with(
+    new_database: Any, make_settings: Any
+) -> None:
+    database: AppDatabase = new_database()
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    world, today = World(database, settings), settings.today()
+    event = (str(UUID(int=1)), SAME, None, "api_call", None, 1)
+    last = today - timedelta(10)
+    database.insert("usage_events", [(*event, settings.day_start(last).isoformat())])
+    assert world.publish(today - timedelta(20), []).silent
+    assert world.publish(last, [Status("120")]).silent
+    assert not world.publish(last, [Status("120"), Status("80", subject=ORG)]).silent
+    assert world.messages() == [("warning", "org", "0.8")]
+
+
 def test_thresholds_that_change_are_judged_by_what_is_known(world: World) -> None:
     world.meters = meters(["0.5", "0.9"])
     world.publish(march(2), [Status("95"), Status("60", subject=ORG)])
@@ -362,6 +427,17 @@ def test_without_a_day_there_is_nothing_to_judge(world: World) -> None:
     world.write(march(2), [])
     world.database.execute("truncate usage.platform_metrics_daily")
     assert world.judge() == AlertReport()
+
+
+def test_a_meter_that_goes_or_gets_another_name_takes_nothing_back(world: World) -> None:
+    world.publish(march(2), [Status("120")])
+    world.meters = [Meter("invocations", "api_call", "sum")]
+    world.publish(march(3), [])
+    assert world.states() == {"80%": "open", "100%": "open"}
+    assert world.messages() == [("exceeded", "user", "1")]
+    world.meters = meters()
+    world.publish(march(4), [Status("90")])
+    assert world.states() == {"80%": "open", "100%": "resolved"}
 
 
 def test_an_alert_is_unique_by_constraint(world: World) -> None:
@@ -428,6 +504,7 @@ class Alert:
     is_open: bool = True
     again: bool = False
     told: bool = True
+    end_is_news: bool = True
 
 
 @dataclass
@@ -443,17 +520,20 @@ class Oracle:
             return
         silent, month = self.judged_to is None, day.replace(day=1)
         self.judged_to = day
-        falls = [
-            (subject, share)
-            for (subject, its_month, share), alert in self.alerts.items()
-            if its_month == month and self._falls(alert, step.statuses.get(subject), share, step)
-        ]
+        falls: list[tuple[Subject, Decimal]] = []
         news: list[tuple[Subject, Decimal]] = []
+        for (subject, its_month, share), alert in self.alerts.items():
+            if its_month == month:
+                was_told = alert.told
+                if self._falls(alert, step.statuses.get(subject), share, step):
+                    falls.append((subject, share))
+                if alert.told and not was_told:
+                    news.append((subject, share))
         for subject, status in step.statuses.items():
             for share in map(Decimal, step.shares):
                 key = subject, month, share
                 if key not in self.alerts and reached(status, share):
-                    self.alerts[key] = Alert(told=not silent)
+                    self.alerts[key] = Alert(told=not silent, end_is_news=not silent)
                     news.append((subject, share))
         if not silent:
             self._tell(month, highest(news), highest(falls))
@@ -461,11 +541,12 @@ class Oracle:
     def _falls(self, alert: Alert, status: Status | None, share: Decimal, step: Step) -> bool:
         """Whether anybody is told of it."""
         if reached(status, share):
-            alert.again |= not alert.is_open
-            alert.is_open = True
+            if not alert.is_open:  # who was not told of the first time is of this one
+                alert.end_is_news = not alert.told
+                alert.is_open = alert.again = alert.told = True
         elif alert.is_open and not step.is_missing and (status is None or status.known):
             alert.is_open = False
-            return alert.told and not alert.again
+            return alert.end_is_news
         return False
 
     def _tell(

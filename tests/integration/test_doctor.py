@@ -128,6 +128,15 @@ def test_the_roles_of_the_readme_are_enough(settings: Settings) -> None:
             "publish database",
             "Table usage_daily belongs to the role postgres",
         ),
+    ]
+    + [
+        (
+            f"create table usage.{table} (n int)",
+            f"drop table usage.{table}",
+            "publish database",
+            f"Table {table} belongs to the role postgres",
+        )
+        for table in ("usage_alerts", "alerts_judged")
     ],
 )
 def test_a_missing_privilege_is_named(

@@ -187,6 +187,11 @@ def test_versions_are_files_git_revisions_and_what_is_published(
     assert "'v99' is no file, and no revision of" in str(unknown.exception)
     assert "Name a file, a git revision, or `published`" in str(unknown.exception)
 
+    (tmp_path / "taken:.").mkdir()  # where git would write, were this an option of its own
+    option = world.command("diff", "--", f"--output={tmp_path}/taken", meters=file)
+    assert "is no file, and no revision of" in str(option.exception)
+    assert not [*(tmp_path / "taken:.").iterdir()]
+
 
 def test_a_home_that_does_not_say_its_meters_has_all_of_them_built(world: World) -> None:
     """As an older release left it."""

@@ -28,6 +28,7 @@ from usage_pipeline.publishing.postgres_tables import READER_ROLE
 from usage_pipeline.settings import Settings
 
 NAME = "usage_alerts"
+TABLES = (NAME, "alerts_judged")
 KEY = ("scope", "user_id", "org_id", "metric_type", "month", "threshold")
 DESCRIPTION = (
     "One row per subject, meter, month and threshold of a plan's limit that was crossed. State of "
@@ -56,7 +57,8 @@ _TABLES = f"""
     );
     create unique index {NAME}_grain on {{schema}}.{NAME} (month, {_SUBJECT}, threshold);
     create table {{schema}}.alerts_judged (
-        snapshot_id text not null, as_of_date date not null, judged_at timestamptz not null
+        snapshot_id text not null, as_of_date date not null, judged_at timestamptz not null,
+        silent_until date
     )
 """
 
@@ -68,7 +70,8 @@ class AlertReport:
     Attributes:
         snapshot_id: what was judged; empty when nothing is published, or it was judged before.
         skipped: why it was not; empty when it was.
-        silent: whether nobody is told, because it was the first look at an existing history.
+        silent: whether nobody is told, because an existing history is looked at for the first
+            time, be it in pieces.
         raised: rows that are new.
         recrossed: rows whose threshold was crossed again, of which nobody is told again.
         resolved: rows whose threshold is not reached any more.
@@ -166,7 +169,12 @@ def judge(settings: Settings, meters: Sequence[Meter], *, only_new: bool = False
         elif _is_catching_up(settings, alerts.as_of):
             report.skipped = f"the source is far ahead of {alerts.as_of}"
         else:
-            alerts.judge(meters, report)
+            yesterday = settings.today() - timedelta(days=1)
+            until = alerts.silent_until if alerts.judged_to else yesterday
+            report.silent = until is not None
+            if until and not _is_behind(settings, alerts.as_of, until):
+                until = None
+            alerts.judge(meters, report, until)
         return report
 
 
@@ -206,6 +214,13 @@ def _is_catching_up(settings: Settings, as_of: date) -> bool:
     return later.start < later.end - timedelta(days=1) and has_events(settings, later)
 
 
+def _is_behind(settings: Settings, as_of: date, until: date) -> bool:
+    """Whether days up to `until` that the source has are still to be rolled up."""
+    return as_of < until and has_events(
+        settings, DayRange(as_of + timedelta(days=1), until + timedelta(days=1))
+    )
+
+
 @contextmanager
 def _alone_with_alerts(settings: Settings) -> Iterator[_Alerts]:
     url = publish_database_url(settings)
@@ -221,6 +236,7 @@ class _Alerts:
         as_of: the newest landed day of it.
         judged: the snapshot that was judged last; empty when none was.
         judged_to: the newest landed day of that.
+        silent_until: up to which day a first start has still to come before anybody is told.
     """
 
     def __init__(self, cursor: Cursor, schema: str) -> None:
@@ -233,7 +249,7 @@ class _Alerts:
             (schema,),
         )
         self.snapshot_id, self.as_of = "", date.min
-        self.judged, self.judged_to = "", None
+        self.judged, self.judged_to, self.silent_until = "", None, None
         if self._exists("usage_limit_status"):
             for published in self._fetch(
                 "select snapshot_id, max(metric_date)"
@@ -241,17 +257,24 @@ class _Alerts:
             ):
                 self.snapshot_id, self.as_of = published
         if self._exists(NAME):
-            for judged in self._fetch("select snapshot_id, as_of_date from {schema}.alerts_judged"):
-                self.judged, self.judged_to = judged
+            # which tables of earlier checkouts lack
+            self._execute(
+                "alter table {schema}.alerts_judged add column if not exists silent_until date"
+            )
+            for judged in self._fetch(
+                "select snapshot_id, as_of_date, silent_until from {schema}.alerts_judged"
+            ):
+                self.judged, self.judged_to, self.silent_until = judged
 
-    def judge(self, meters: Sequence[Meter], report: AlertReport) -> None:
-        """Fill the report, and write what it says."""
-        report.silent = self.judged_to is None
+    def judge(
+        self, meters: Sequence[Meter], report: AlertReport, silent_until: date | None
+    ) -> None:
+        """Fill the report, and write what it says; `silent_until` is for the looks after it."""
         if not self._exists(NAME):
             self._execute(_TABLES)
         self._grant()
-        report.recrossed = self._reopen()
-        report.resolved = self._resolve()
+        report.recrossed = self._reopen(announced=not report.silent)
+        report.resolved = self._resolve(meters)
         report.raised = self._raise(meters, announced=not report.silent)
         report.by_threshold = self._fetch(
             "select metric_type, threshold, count(*) from raised group by 1, 2 order by 1, 2"
@@ -267,40 +290,62 @@ class _Alerts:
         )
         self._execute("delete from {schema}.alerts_judged")
         self._execute(
-            "insert into {schema}.alerts_judged values (%s, %s, now())",
+            "insert into {schema}.alerts_judged values (%s, %s, now(), %s)",
             self.snapshot_id,
             self.as_of,
+            silent_until,
         )
 
-    def _reopen(self) -> int:
+    def _reopen(self, *, announced: bool) -> int:
+        """Open rows that were closed; those of which nobody was told become news."""
+        month = self.as_of.replace(day=1)
+        closed = (
+            f"alerts.month = %s and alerts.resolved_at is not null"
+            f" and {_same('alerts', 'status')} and {_reaches('alerts.threshold')}"
+        )
+        self._execute(
+            "create temp table reopened on commit drop as"
+            " select status.scope, status.user_id, status.org_id, status.metric_type, status.month,"
+            "  alerts.threshold, status.used_quantity, status.limit_quantity,"
+            "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan"
+            f" from {{schema}}.{NAME} as alerts, {{schema}}.usage_limit_status as status"
+            f" where {closed} and alerts.announced_at is null",
+            self.as_of,
+            self.snapshot_id,
+            month,
+        )
         return self._execute(
-            f"update {{schema}}.{NAME} as alerts set resolved_at = null, recrossed_at = now()"
-            " from {schema}.usage_limit_status as status"
-            f" where alerts.month = %s and alerts.resolved_at is not null"
-            f" and {_same('alerts', 'status')} and {_reaches('alerts.threshold')}",
-            self.as_of.replace(day=1),
+            f"update {{schema}}.{NAME} as alerts set resolved_at = null, recrossed_at = now(),"
+            "  announced_at = coalesce(alerts.announced_at, case when %s then now() end)"
+            f" from {{schema}}.usage_limit_status as status where {closed}",
+            announced,
+            month,
         )
 
-    def _resolve(self) -> int:
-        """Close rows by their own threshold, whatever the meters say by now; none while a day of
-        the month is missing, whose use would be too. An unknown use or limit closes none."""
+    def _resolve(self, meters: Sequence[Meter]) -> int:
+        """Close rows by their own threshold, whatever the meters say of it by now; none while a day
+        of the month is missing, whose use would be too, and none of a meter that is gone. An
+        unknown use or limit closes none."""
         month = self.as_of.replace(day=1)
         self._execute(
             "create temp table resolved on commit drop as"
             " select alerts.scope, alerts.user_id, alerts.org_id, alerts.metric_type, alerts.month,"
             "  alerts.threshold, status.used_quantity, status.limit_quantity,"
             "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan,"
-            "  alerts.announced_at is not null and alerts.recrossed_at is null as is_news"
+            "  alerts.announced_at is not null"
+            "   and alerts.announced_at >= coalesce(alerts.recrossed_at, '-infinity') as is_news"
             f" from {{schema}}.{NAME} as alerts left join {{schema}}.usage_limit_status as status"
             f"  on {_same('alerts', 'status')}"
             " where alerts.month = %s and alerts.resolved_at is null"
-            "  and (status.scope is null or status.status is not null)"
+            "  and (status.status is not null"
+            "   or status.scope is null and alerts.metric_type = any(%s::text[]))"
             f" and not coalesce({_reaches('alerts.threshold')}, false)"
             "  and not exists (select from {schema}.platform_metrics_daily"
             "   where metric_date >= %s and event_count is null)",
             self.as_of,
             self.snapshot_id,
             month,
+            [meter.key for meter in meters],
             month,
         )
         return self._execute(
@@ -333,10 +378,12 @@ class _Alerts:
         )
 
     def _tell(self) -> int:
-        """One message a subject: of its highest new threshold, unless it is known to be beyond a
-        higher one; and of the highest that it fell below for the first time."""
+        """One message a subject: of its highest threshold that is new or that nobody was told of,
+        unless it is known to be beyond a higher one; and of the highest that it fell below for the
+        first time since."""
         raised = self._crossings(
-            f"select {_CROSSING}, plan from raised where not exists ("
+            f"select {_CROSSING}, plan from (table raised union all table reopened) as raised"
+            " where not exists ("
             f" select from {{schema}}.{NAME} as alerts where {_same('alerts', 'raised')}"
             "  and alerts.month = raised.month and alerts.resolved_at is null"
             "  and alerts.threshold > raised.threshold)"

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from usage_pipeline.alerts import limits
-from usage_pipeline.alerts.events import as_json
+from usage_pipeline.alerts.events import as_json, spelled
 from usage_pipeline.cli.options import valid_settings
 from usage_pipeline.cli.show import out
 
@@ -36,7 +36,7 @@ def backfill(
         table.add_row(
             *(facts[name] or "" for name in ("scope", "user_id", "org_id", "metric_type")),
             facts["month"][:7],
-            f"{crossing.threshold:.0%}",
+            f"{spelled(crossing.threshold * 100)}%",
             *(facts[name] or "" for name in ("used_quantity", "limit_quantity")),
         )
     if found:

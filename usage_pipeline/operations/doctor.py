@@ -11,7 +11,7 @@ import duckdb
 from psycopg2 import sql
 from psycopg2.extensions import cursor as Cursor
 
-from usage_pipeline.alerts import mail, outbox
+from usage_pipeline.alerts import limits, mail, outbox
 from usage_pipeline.app_db.fingerprints import FINGERPRINT_TIMEOUT
 from usage_pipeline.app_db.recipients import ADDRESSES, WEBHOOKS
 from usage_pipeline.app_db.session import source_query
@@ -144,7 +144,7 @@ def _publish(settings: Settings) -> str:
         cursor.execute(
             sql.SQL("create table {} ()").format(sql.Identifier(schema, "usage_pipeline_doctor"))
         )
-        for table in ("snapshot", *outbox.TABLES, *RELATIONS):
+        for table in ("snapshot", *outbox.TABLES, *limits.TABLES, *RELATIONS):
             _require_owner(cursor, table, schema)
         connection.rollback()
     return f"schema {schema} can be written"

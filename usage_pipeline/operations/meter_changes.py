@@ -118,7 +118,7 @@ def meters_of(settings: Settings, revision: str) -> list[Meter]:
         return parse_meters(Path(revision))
     file = settings.meters_file
     shown = subprocess.run(
-        ["git", "-C", str(file.parent), "show", f"{revision}:./{file.name}"],
+        ["git", "-C", str(file.parent), "show", "--end-of-options", f"{revision}:./{file.name}"],
         capture_output=True,
         check=False,
     )

@@ -13,6 +13,7 @@ import dagster as dg
 import duckdb
 
 from usage_pipeline.alerts.delivery import DeliveryReport
+from usage_pipeline.alerts.events import spelled
 from usage_pipeline.alerts.limits import SHOWN, AlertReport
 from usage_pipeline.audit.freshness import Freshness
 from usage_pipeline.days import DayRange
@@ -49,8 +50,10 @@ def freshness_metadata(seen: Freshness) -> dict[str, Any]:
 
 def alerts_metadata(report: AlertReport) -> dict[str, Any]:
     """What a look at the limits found; no ids."""
-    thresholds = [(metric, f"{share:.0%}", rows) for metric, share, rows in report.by_threshold]
-    remark = report.skipped or ("first look: recorded, nobody is told" if report.silent else "")
+    thresholds = [
+        (metric, f"{spelled(share * 100)}%", rows) for metric, share, rows in report.by_threshold
+    ]
+    remark = report.skipped or ("first start: recorded, nobody is told" if report.silent else "")
     return {
         "dagster/row_count": report.rows,
         "raised": report.raised,
