@@ -53,7 +53,7 @@ def alerts_metadata(report: AlertReport) -> dict[str, Any]:
     thresholds = [
         (metric, f"{spelled(share * 100)}%", rows) for metric, share, rows in report.by_threshold
     ]
-    remark = report.skipped or ("first start: recorded, nobody is told" if report.silent else "")
+    remark = report.skipped or ("first look: recorded, nobody is told" if report.silent else "")
     return {
         "dagster/row_count": report.rows,
         "raised": report.raised,
