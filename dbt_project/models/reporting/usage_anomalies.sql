@@ -64,7 +64,7 @@ volumes as (
     select
         base_days.judged_date,
         usage.metric_type,
-        5 * {{ estimate('sum(usage.total_quantity)') }} / sum(usage.active_users) as least_quantity
+        5 * {{ estimate('sum(' ~ forecastable('usage.total_quantity') ~ ')') }} / sum(usage.active_users) as least_quantity
     from base_days
     inner join {{ ref('platform_usage_daily') }} as usage on base_days.usage_date = usage.usage_date
     where base_days.days_before between 1 and 29 and {{ is_additive('usage.metric_type') }}
@@ -78,6 +78,7 @@ days_read as (
     where days_before <= 29 or days_before % 7 = 0
 ),
 
+-- a quantity that is too great to calculate with is unknown, and whoever has one is not judged by it
 amounts as (
     select
         case when usage.org_id is null then 'user' else 'member' end as scope,
@@ -85,7 +86,7 @@ amounts as (
         usage.org_id,
         usage.metric_type,
         usage.usage_date,
-        usage.total_quantity as quantity
+        {{ forecastable('usage.total_quantity') }} as quantity
     from {{ ref('usage_daily') }} as usage
     inner join days_read on usage.usage_date = days_read.usage_date
     where usage.user_id is not null and {{ is_additive('usage.metric_type') }}
@@ -96,7 +97,7 @@ amounts as (
         usage.org_id,
         usage.metric_type,
         usage.usage_date,
-        usage.total_quantity as quantity
+        {{ forecastable('usage.total_quantity') }} as quantity
     from {{ ref('org_usage_daily') }} as usage
     inner join days_read on usage.usage_date = days_read.usage_date
     where usage.org_id is not null and {{ is_additive('usage.metric_type') }}
@@ -107,7 +108,7 @@ amounts as (
         cast(null as {{ uuid_type() }}) as org_id,
         usage.metric_type,
         usage.usage_date,
-        usage.total_quantity as quantity
+        {{ forecastable('usage.total_quantity') }} as quantity
     from {{ ref('platform_usage_daily') }} as usage
     inner join days_read on usage.usage_date = days_read.usage_date
     where {{ is_additive('usage.metric_type') }}
