@@ -64,7 +64,8 @@ volumes as (
     select
         base_days.judged_date,
         usage.metric_type,
-        5 * {{ estimate('sum(' ~ forecastable('usage.total_quantity') ~ ')') }} / sum(usage.active_users) as least_quantity
+        5 * {{ estimate('sum(' ~ forecastable('usage.total_quantity') ~ ')') }}
+        / sum(usage.active_users) as least_quantity
     from base_days
     inner join {{ ref('platform_usage_daily') }} as usage on base_days.usage_date = usage.usage_date
     where base_days.days_before between 1 and 29 and {{ is_additive('usage.metric_type') }}
