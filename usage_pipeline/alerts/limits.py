@@ -257,10 +257,12 @@ class _Alerts:
             ):
                 self.snapshot_id, self.as_of = published
         if self._exists(NAME):
-            # which tables of earlier checkouts lack
-            self._execute(
-                "alter table {schema}.alerts_judged add column if not exists silent_until date"
-            )
+            if not self._fetch(  # which tables of earlier checkouts lack
+                "select 1 from pg_attribute where attrelid = to_regclass(%s) and attname = %s",
+                f'"{self._schema}".alerts_judged',
+                "silent_until",
+            ):
+                self._execute("alter table {schema}.alerts_judged add column silent_until date")
             for judged in self._fetch(
                 "select snapshot_id, as_of_date, silent_until from {schema}.alerts_judged"
             ):

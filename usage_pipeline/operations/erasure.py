@@ -111,13 +111,14 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
             days,
             lambda day: rollup.progress(f"erasing from {day}", next(done), len(days)),
         )
-    if landed_manifests(settings):
+    is_landed = bool(landed_manifests(settings))
+    if is_landed:
         rollup.build_staging()
         rollup.build_days(())
         limits.forget(settings, user_id)  # before and after, since publishing judges what was not
         rollup.publish(f"erasure-{uuid4()}")
     limits.forget(settings, user_id)
-    if landed_manifests(settings):
+    if is_landed:
         rollup.raise_alerts()
     with writer.exclusive(settings, "compacting"):
         for path in (settings.warehouse_path, published.own_path(settings)):
