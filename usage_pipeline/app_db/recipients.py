@@ -17,7 +17,6 @@ from usage_pipeline.infra.postgres import connect
 from usage_pipeline.settings import Settings
 
 WEBHOOKS, ADDRESSES = "org_webhooks", "user_emails"  # the reviewed queries
-RECIPIENT_TABLES = (WEBHOOKS, ADDRESSES)
 _TIMEOUT = "1min"
 _MANAGE = "role in ('owner', 'admin')"
 
