@@ -22,7 +22,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: $(VENV)/.installed ## Embedded Postgres, a sample history, everything rolled up, a summary.
 	$(BIN)/usage-pipeline demo
 
-up: $(VENV)/.installed ## Dagster at http://127.0.0.1:3000 with schedules and sensors running.
+up: $(VENV)/.installed ## Usage pages at http://127.0.0.1:8000, Dagster at http://127.0.0.1:3000, all running.
 	$(BIN)/usage-pipeline up
 
 test: $(VENV)/.installed ## All tests, against real Postgres, dbt, DuckDB and Dagster.

@@ -61,6 +61,8 @@ def command_reference() -> str:
         for parameter in command.params:
             is_option = parameter.param_type_name == "option"
             shown = parameter.opts[0] if is_option else parameter.metavar
+            if getattr(parameter, "hidden", False):
+                continue
             default = "" if parameter.default in (None, False) else f"`{parameter.default}`"
             rows.append((f"`{shown}`", default, parameter.help))
         options = f"\n\n{_table(('option', 'default', 'meaning'), rows)}" if rows else ""

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -65,6 +65,20 @@ _ACCEPTED = {
     ),
     "usage_serving_group": "the name of a group of this machine; unset, its owner alone reads",
     "usage_meters_file": "the path of an existing YAML file",
+    "usage_web_url": "a URL such as https://usage.example.com, without a path",
+    "usage_web_reads": "postgres or duckdb",
+    "usage_web_database_url": _POSTGRES_URL,
+    "usage_ingest_database_url": _POSTGRES_URL,
+    "usage_web_secret": "at least 32 characters, such as `openssl rand -hex 32` prints",
+    "usage_web_development": "true or false",
+    "usage_frame_origins": "origins such as https://app.example.com, separated by commas",
+    "usage_upgrade_url": "a URL such as https://app.example.com/plans",
+    "usage_jwt_secret": "at least 32 characters; the application's own",
+    "usage_jwks_url": "a URL such as https://auth.example.com/.well-known/jwks.json",
+    "usage_jwt_admin_claim": "a path and a value, such as app_metadata.role=admin",
+    "usage_oidc_issuer": "a URL such as https://login.example.com",
+    "usage_oidc_admin_claim": "a path and a value, such as groups=usage-admins",
+    "cron_secret": "at least 16 characters",
 }
 _SECRET_VARIABLES = {
     "usage_app_database_url",
@@ -72,7 +86,15 @@ _SECRET_VARIABLES = {
     "usage_failure_webhook_url",
     "usage_smtp_url",
     "dagster_pg_url",
+    "usage_web_database_url",
+    "usage_ingest_database_url",
+    "usage_web_secret",
+    "usage_jwt_secret",
+    "usage_oidc_client_secret",
+    "cron_secret",
 }
+# Whose browsers talk to the same machine, without a network in between.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(BaseSettings):
@@ -226,6 +248,117 @@ class Settings(BaseSettings):
         description=("Dagster's storage: runs, events, schedules. Unset, the embedded Postgres."),
     )
 
+    web_url: str = Field(
+        "http://127.0.0.1:8000",
+        validation_alias="USAGE_WEB_URL",
+        description="Where people reach the usage pages and programs the API; links begin with it.",
+    )
+    web_reads: Literal["postgres", "duckdb"] = Field(
+        "postgres",
+        validation_alias="USAGE_WEB_READS",
+        description=(
+            "What the usage pages read: the published schema in Postgres, or `duckdb`, the "
+            "snapshot in `serving/`."
+        ),
+    )
+    web_database_url: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_WEB_DATABASE_URL",
+        description=(
+            "The publish database, as a role that may read only, such as a login in "
+            "`usage_reader`. Unset, `USAGE_PUBLISH_DATABASE_URL`, in read-only transactions."
+        ),
+    )
+    web_secret: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_WEB_SECRET",
+        min_length=32,
+        description=(
+            "Signs sessions and portal links. Unset, one is made and kept below `USAGE_HOME`; set "
+            "it where several machines serve the pages."
+        ),
+    )
+    web_development: bool | None = Field(
+        None,
+        validation_alias="USAGE_WEB_DEVELOPMENT",
+        description=(
+            "`true` lets who sits at this machine pick a user, without a password; only on "
+            "127.0.0.1. Unset, while the source is the embedded Postgres and no other sign-in is "
+            "set."
+        ),
+    )
+    frame_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias="USAGE_FRAME_ORIGINS",
+        description="Origins, by commas, whose pages may show usage pages in a frame. Unset, none.",
+    )
+    upgrade_url: str | None = Field(
+        None,
+        validation_alias="USAGE_UPGRADE_URL",
+        description="Where a user changes the plan; the usage page links to it near a limit.",
+    )
+    jwt_secret: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_JWT_SECRET",
+        min_length=32,
+        description="Secret of the application's own HS256 tokens, as Supabase's JWT secret.",
+    )
+    jwks_url: str | None = Field(
+        None,
+        validation_alias="USAGE_JWKS_URL",
+        description="Public keys of the application's RS256, ES256 or EdDSA tokens.",
+    )
+    jwt_issuer: str | None = Field(
+        None,
+        validation_alias="USAGE_JWT_ISSUER",
+        description="`iss` that tokens must have. Unset, any.",
+    )
+    jwt_audience: str | None = Field(
+        None,
+        validation_alias="USAGE_JWT_AUDIENCE",
+        description="`aud` that tokens must have, such as Supabase's `authenticated`. Unset, any.",
+    )
+    jwt_admin_claim: str = Field(
+        "app_metadata.role=admin",
+        validation_alias="USAGE_JWT_ADMIN_CLAIM",
+        pattern=r"^[^=\s]+=.+$",
+        description=(
+            "The claim of a token that makes an admin: a path of names, and the value, or one of "
+            "a list. One that users can write themselves, such as `user_metadata`, is refused."
+        ),
+    )
+    oidc_issuer: str | None = Field(
+        None,
+        validation_alias="USAGE_OIDC_ISSUER",
+        description="OpenID Connect for people of the company. Unset, none.",
+    )
+    oidc_client_id: str | None = Field(
+        None, validation_alias="USAGE_OIDC_CLIENT_ID", description="The client's id there."
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        None, validation_alias="USAGE_OIDC_CLIENT_SECRET", description="The client's secret there."
+    )
+    oidc_admin_claim: str = Field(
+        "groups=usage-admins",
+        validation_alias="USAGE_OIDC_ADMIN_CLAIM",
+        pattern=r"^[^=\s]+=.+$",
+        description="The claim of an id token that makes an admin, as above.",
+    )
+    ingest_database_url: SecretStr | None = Field(
+        None,
+        validation_alias="USAGE_INGEST_DATABASE_URL",
+        description=(
+            "The source, as a role that may insert events; `POST /api/usage/events` writes there. "
+            "Unset, the embedded Postgres, and otherwise events are not taken."
+        ),
+    )
+    cron_secret: SecretStr | None = Field(
+        None,
+        validation_alias="CRON_SECRET",
+        min_length=16,
+        description="What `POST /api/cron/aggregate-usage` asks for. Unset, nobody may.",
+    )
+
     @field_validator("home", "meters_file")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -270,7 +403,13 @@ class Settings(BaseSettings):
             raise ValueError("out of range")
         return value
 
-    @field_validator("app_database_url", "publish_database_url", "dagster_pg_url")
+    @field_validator(
+        "app_database_url",
+        "publish_database_url",
+        "dagster_pg_url",
+        "web_database_url",
+        "ingest_database_url",
+    )
     @classmethod
     def _postgres_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value:
@@ -310,7 +449,32 @@ class Settings(BaseSettings):
                 raise ValueError("no port, or no sender")
         return value
 
-    @field_validator("dagster_url")
+    @field_validator("frame_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        # They become a part of a header, in which a semicolon or a star means something.
+        if not all(re.fullmatch(r"https?://[\w.-]+(:\d+)?", origin) for origin in origins):
+            raise ValueError("not origins")
+        return origins
+
+    @field_validator("jwks_url", "oidc_issuer", "upgrade_url")
+    @classmethod
+    def _safe_url(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("https://", "http://")):
+            raise ValueError("not an http(s):// URL")
+        return value
+
+    @field_validator("jwt_admin_claim", "oidc_admin_claim")
+    @classmethod
+    def _claim_of_the_issuer(cls, value: str) -> str:
+        if value.startswith("user_metadata"):
+            raise ValueError("users write it themselves")
+        return value
+
+    @field_validator("dagster_url", "web_url")
     @classmethod
     def _base_url(cls, value: str) -> str:
         if not value.startswith(("https://", "http://")):
@@ -337,6 +501,14 @@ class Settings(BaseSettings):
             except KeyError as error:
                 raise ValueError("unknown group") from error
         return value
+
+    @property
+    def development(self) -> bool:
+        """Whether the usage pages let their user pick whom to be."""
+        if self.web_development is None:
+            others = (self.app_database_url, self.jwt_secret, self.jwks_url, self.oidc_issuer)
+            return not any(others)
+        return self.web_development
 
     @property
     def serving_gid(self) -> int | None:
@@ -403,6 +575,11 @@ class Settings(BaseSettings):
     @property
     def snapshot_path(self) -> Path:
         return self.serving_dir / "usage.duckdb"
+
+    @property
+    def web_dir(self) -> Path:
+        """What the usage pages keep: keys, and scripts that are made once."""
+        return self.home / "web"
 
     @property
     def exports_dir(self) -> Path:

@@ -98,8 +98,8 @@ def _page(settings: Settings, answer: Answer) -> Iterator[str]:
     )
     yield f"Days and times are of {settings.timezone}."
     yield ""
-    for label, told in _told(answer, show):
-        for number, line in enumerate(told):
+    for label, lines in told(settings, answer):
+        for number, line in enumerate(lines):
             yield from textwrap.wrap(
                 line,
                 out.width,
@@ -108,9 +108,10 @@ def _page(settings: Settings, answer: Answer) -> Iterator[str]:
             )
 
 
-def _told(answer: Answer, show: _Shown) -> Iterator[tuple[str, Iterable[str]]]:
-    """Labels, and what is said beside them."""
+def told(settings: Settings, answer: Answer) -> Iterator[tuple[str, Iterable[str]]]:
+    """An answer in words: labels, and lines of what is said beside each."""
     question, publish = answer.question, answer.publish
+    show = _Shown(settings, answer.meter)
     yield "Number", show.numbers(answer.numbers, answer.total, answer.event_count)
     yield (
         "Published",

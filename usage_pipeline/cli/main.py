@@ -8,7 +8,17 @@ import traceback
 
 import typer
 
-from usage_pipeline.cli import alerts, answers, app_db, health, meters, rollups, users, webhooks
+from usage_pipeline.cli import (
+    alerts,
+    answers,
+    app_db,
+    health,
+    meters,
+    rollups,
+    users,
+    web,
+    webhooks,
+)
 from usage_pipeline.cli.show import print_error
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra import interrupts
@@ -26,6 +36,7 @@ app = typer.Typer(
 app.command()(rollups.rollup)
 app.command()(rollups.demo)
 app.command()(rollups.up)
+app.command()(web.web)
 app.command()(health.reconcile)
 app.command()(answers.explain)
 app.command()(users.export)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
 from typing import Annotated
@@ -173,7 +174,10 @@ def demo(
     out.print(f"Rolled up {len(days.days())} days in {time.perf_counter() - started:.1f} s.")
     _print_totals(settings, days)
     print_notices(settings)
-    out.print("Next: `make up` for the UI at http://127.0.0.1:3000, or `usage-pipeline status`.")
+    out.print(
+        "Next: `make up` for the usage pages at http://127.0.0.1:8000 and Dagster at "
+        "http://127.0.0.1:3000, or `usage-pipeline status`."
+    )
 
 
 def _require_empty(url: str, confirmed: bool) -> None:
@@ -193,10 +197,13 @@ def _require_empty(url: str, confirmed: bool) -> None:
 
 def up(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
+    web_port: Annotated[
+        int, typer.Option(help="Port of the usage pages on 127.0.0.1.", min=1, max=65535)
+    ] = 8000,
 ) -> None:
-    """Serve Dagster, with schedules and sensors running.
+    """Serve Dagster, with schedules and sensors running, and the usage pages.
 
-    Webserver and daemon on 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0.
+    All of it on 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0.
 
     Example: `usage-pipeline up`
     """
@@ -205,4 +212,11 @@ def up(
         _require_databases(settings)
         from usage_pipeline.orchestration.up import serve
 
-        serve(settings, port, stopped, lambda words: out.print(words, soft_wrap=True))
+        web = [sys.executable, "-m", "usage_pipeline", "web", "--port", str(web_port)]
+        serve(
+            settings,
+            port,
+            [*web, "--supervised"],
+            stopped,
+            lambda words: out.print(words, soft_wrap=True),
+        )

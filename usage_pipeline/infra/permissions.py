@@ -14,7 +14,7 @@ UMASK = 0o077  # of every process of the pipeline
 # a state and a lock.
 _OWN = {
     *("landing", "warehouse", "published", "serving", "exports", "audit", "alerts", "erased_users"),
-    *("writer", "up", "dagster", "dbt", "postgres", "tmp"),
+    *("writer", "up", "dagster", "dbt", "postgres", "tmp", "web"),
 }
 _BESIDE = {"sample"}  # which a checkout has in `data`, the default home
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import dagster as dg
+from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
 from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy.exc import DBAPIError
 
@@ -91,6 +93,25 @@ def run_rollup(
             _run(defs, instance, NIGHTLY, day_range_tags(days), waiting),
             _run(defs, instance, MONTHLY, month_range_tags(days), waiting),
         ]
+
+
+def submit_rollup(settings: Settings, days: DayRange) -> str:
+    """Queue the nightly job for days, whose months follow it; gives the run's id.
+
+    Raises:
+        UsagePipelineError: the Dagster webserver of `USAGE_DAGSTER_URL` does not take it.
+    """
+    address = urlsplit(settings.dagster_url)
+    try:
+        client = DagsterGraphQLClient(
+            address.hostname or "", address.port, use_https=address.scheme == "https"
+        )
+        return str(client.submit_job_execution(NIGHTLY, tags=day_range_tags(days)))
+    except DagsterGraphQLClientError as error:
+        raise UsagePipelineError(
+            f"Dagster at {settings.dagster_url} does not start the rollup",
+            "Start `usage-pipeline up`, or correct USAGE_DAGSTER_URL",
+        ) from error
 
 
 def _cancel_own_runs(instance: dg.DagsterInstance) -> None:

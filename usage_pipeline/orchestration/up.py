@@ -1,4 +1,4 @@
-"""`usage-pipeline up`: code server, webserver and daemon, kept running by one process.
+"""`usage-pipeline up`: code server, webserver, daemon and usage pages, kept running by one process.
 
 Each part is a child in a process group of its own, with the runs that it launches. A part that ends
 is started again; when the supervisor ends, however that happens, the parts end themselves.
@@ -42,6 +42,7 @@ _ENDS_TOLERATED, _ENDS_WITHIN_SECONDS = 5, 120.0
 def serve(
     settings: Settings,
     port: int,
+    web: Sequence[str],
     stopped: threading.Event,
     say: Callable[[str], None],
 ) -> None:
@@ -49,6 +50,7 @@ def serve(
 
     Args:
         port: on 127.0.0.1.
+        web: the command that serves the usage pages, and ends when its input does.
         say: called with the address once it answers, and with what was started again.
 
     Raises:
@@ -70,6 +72,7 @@ def serve(
         others = [
             _Part("webserver", [str(workspace), str(listener.fileno()), str(port)], listener),
             _Part("daemon", [str(workspace)]),
+            _Part("usage pages", command=web),
         ]
         stack.callback(lambda: _stop([*others, *parts]))
         parts[0].start()
@@ -121,13 +124,17 @@ def _listen(port: int) -> socket.socket:
 
 
 class _Part:
-    """One child process: what it runs is in `main`."""
+    """One child process: what it runs is in `main`, but for one with a command of its own."""
 
     def __init__(
-        self, name: str, arguments: Sequence[str], listener: socket.socket | None = None
+        self,
+        name: str,
+        arguments: Sequence[str] = (),
+        listener: socket.socket | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
         self.name = name
-        self._arguments = [sys.executable, "-m", __name__, name, *arguments]
+        self._arguments = command or [sys.executable, "-m", __name__, name, *arguments]
         self._listener = [listener.fileno()] if listener else []
         self._starts: deque[float] = deque(maxlen=_ENDS_TOLERATED)
         self.process: subprocess.Popen[bytes] | None = None

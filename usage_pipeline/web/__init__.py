@@ -1,0 +1,1 @@
+"""Usage pages, platform analytics and the API: what people look at and programs call."""

@@ -1,0 +1,83 @@
+"""Who asks, and what they may see. Whether somebody is of an organisation is asked of the source
+each time: a former member sees nothing from the moment on in which the row is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy
+
+from usage_pipeline.app_db.session import source_query
+from usage_pipeline.infra.database_urls import app_database_url
+from usage_pipeline.infra.postgres_pool import open_pool
+from usage_pipeline.settings import Settings
+
+Role = Literal["owner", "admin", "member"]
+MANAGERS: tuple[Role, ...] = ("owner", "admin")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who asks.
+
+    Attributes:
+        user_id: None for a service key, which asks for others.
+        scopes: of a service key; a person has none and needs none.
+        org_id: the only organisation that a portal link shows; None does not narrow.
+        via: how they signed in.
+    """
+
+    user_id: UUID | None
+    is_admin: bool = False
+    scopes: frozenset[str] = frozenset()
+    org_id: UUID | None = None
+    via: Literal["development", "token", "portal", "oidc", "key"] = "token"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """An organisation that a user is of; the name is the id where it has none."""
+
+    org_id: UUID
+    name: str
+    role: Role
+
+
+class Members:
+    """The source's accounts, asked in short read-only transactions.
+
+    Ids are compared as literals, which Postgres takes for the type of their column, text or UUID.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._engine = open_pool(app_database_url(settings))
+
+    def orgs_of(self, user_id: UUID) -> list[Membership]:
+        """Organisations of a user that are not deleted, by name."""
+        query = f"""
+            select members.org_id, coalesce(orgs.name, cast(orgs.id as text)) as name, members.role
+            from ({source_query("org_members")}) as members
+            inner join ({source_query("orgs")}) as orgs on orgs.id = members.org_id
+            where members.user_id = :user_id and orgs.deleted_at is null
+            order by name, members.org_id
+        """
+        return [
+            Membership(UUID(str(org)), name, role)
+            for org, name, role in self._ask(query, user_id=str(user_id))
+        ]
+
+    def is_active(self, user_id: UUID) -> bool:
+        """Whether the application has the user, not deleted."""
+        query = f"""
+            select 1 from ({source_query("users")}) as users
+            where id = :user_id and deleted_at is null
+        """
+        return bool(self._ask(query, user_id=str(user_id)))
+
+    def _ask(self, query: str, **parameters: str) -> list[tuple[Any, ...]]:
+        with self._engine.connect() as connection:
+            rows = connection.execute(sqlalchemy.text(query), parameters)
+            return [tuple(row) for row in rows]

@@ -1,0 +1,51 @@
+"""What all routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+
+from usage_pipeline.settings import Settings
+from usage_pipeline.web.identity import Members
+from usage_pipeline.web.reader import Reader
+from usage_pipeline.web.session import Sessions
+
+Told = Sequence[tuple[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the application does by way of the rest of the pipeline, which it does not import.
+
+    Attributes:
+        explain: why a number is what it is, as labels and lines; from the metric, the month, the
+            user and the organisation, or neither for the platform.
+        start_rollup: starts the job for days `[start, end)`, and gives the run's id.
+    """
+
+    explain: Callable[[str, date, UUID | None, UUID | None], Told]
+    start_rollup: Callable[[date, date], str]
+
+
+@dataclass(frozen=True)
+class Web:
+    """One application's."""
+
+    settings: Settings
+    actions: Actions
+    reader: Reader
+    members: Members
+    sessions: Sessions
+
+
+def _web(request: Request) -> Web:
+    web: Web = request.app.state.web
+    return web
+
+
+FromWeb = Annotated[Web, Depends(_web)]
