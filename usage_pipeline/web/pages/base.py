@@ -68,7 +68,7 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
     return _templates.TemplateResponse(request, template, {**shared, **context}, status_code=status)
 
 
-async def refused(request: Request, error: Exception) -> Response:
+def refused(request: Request, error: Exception) -> Response:
     """What is not there, not allowed, or not signed in to."""
     assert isinstance(error, HTTPException)
     if isinstance(error, SignInFirst):
@@ -77,6 +77,6 @@ async def refused(request: Request, error: Exception) -> Response:
     return render(request, "error.html", error.status_code, title=phrase, detail=error.detail)
 
 
-async def unavailable(request: Request, error: Exception) -> Response:
+def unavailable(request: Request, error: Exception) -> Response:
     """The database is away, or nothing is published yet."""
     return render(request, "error.html", 503, title="Not available", detail=str(error))
