@@ -358,6 +358,33 @@ class Report:
             shown = f"{sizes[0] / MIB:,.0f} to {sizes[-1] / MIB:,.0f} MiB"
             yield Row(what, f"bytes: {place}", shown, f"{grown:+,.2f} MiB a night")
 
+    def _on_top(self) -> Iterator[Row]:
+        shape = self._run.shape
+        for key, of, days in (
+            (f"on_top_after_{shape.history_days}", shape, shape.history_days),
+            (f"on_top_tenth_after_{shape.year}", shape.tenth(), shape.year),
+        ):
+            what = (
+                f"on top of a night of {of.big_day_events:,} events, {of.users:,} users, "
+                f"after {days} days"
+            )
+            measured = self._run.measurements.get(key, [])
+            together = []
+            for m in measured:
+                on_top = sum(m.figures["on_top"].values())
+                together.append(100 * on_top / (m.seconds - on_top))
+            for part in measured[0].figures["on_top"] if measured else ():
+                seconds = statistics.median(m.figures["on_top"][part] for m in measured)
+                rows = measured[0].figures["rows_on_top"].get(part)
+                written = "" if rows is None else f"{rows:,} rows written"
+                yield Row(what, part, f"{seconds:.2f} s", written)
+            yield self._judged(
+                what,
+                "together, of the rest of the night",
+                budgets.ON_TOP,
+                statistics.median(together) if together else None,
+            )
+
     def _exports(self) -> Iterator[Row]:
         measured = self._run.measurements.get("exports", [])
         files = measured[0].figures["files"] if measured else 0

@@ -111,7 +111,7 @@ def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
 
 def test_commands_fit_into_the_list_of_help() -> None:
     described = {row[0]: row[1] for row in _rows(_section(README, "Commands"))}
-    assert len(described) == 19
+    assert len(described) == 20
     assert {name: text for name, text in described.items() if len(text) > 60} == {}
 
 

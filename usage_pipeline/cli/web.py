@@ -28,7 +28,7 @@ def web(
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = PORT,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """Serve the usage pages, the platform's analytics and the API.
+    """Serve the usage pages and the API.
 
     On 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0. `up` starts it too.
 
