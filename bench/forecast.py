@@ -136,7 +136,7 @@ def _back_test(
 
 def _compared(settings: Settings) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Each forecast that was compared with what came: its outcome, and its series from the first
-    day with an event to the last one that was forecast, days without an event as zeros."""
+    day with an event to the last one that was forecast, nothing for a day without an event."""
     subject = "scope, user_id, org_id, metric_type"
     query = f"""
         with cells as (
@@ -181,7 +181,7 @@ def _compared(settings: Settings) -> dict[tuple[Any, ...], dict[str, Any]]:
                 "mase": mase,
                 "naive_mase": naive_mase,
                 "within": within,
-                "quantities": [by_day.get(first + timedelta(days=i), 0.0) for i in range(length)],
+                "quantities": [by_day.get(first + timedelta(days=i)) for i in range(length)],
             }
     return found
 

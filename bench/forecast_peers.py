@@ -31,10 +31,11 @@ def main(path: str) -> None:
     }
     found: dict[tuple[str, int, str], list[tuple[float, float]]] = defaultdict(list)
     for series in pq.read_table(path).to_pylist():
-        values = np.array(series["quantities"], dtype=float)
+        days = np.array(series["quantities"], dtype=float)
+        values = np.nan_to_num(days)
         history, coming = values[: -series["horizon"]], values[-series["horizon"] :]
-        recent = history[-SCALED_DAYS:]
-        recent = recent[int(np.flatnonzero(recent)[0]) :]
+        used = np.flatnonzero(~np.isnan(days[: -series["horizon"]][-SCALED_DAYS:]))
+        recent = history[-SCALED_DAYS:][used[0] :]
         scale = float(np.mean(np.abs(recent[SEASON:] - recent[:-SEASON])))
         naive = SeasonalNaive(season_length=SEASON).forecast(history, len(coming))["mean"]
         naive_mase = float(np.mean(np.abs(naive - coming))) / scale

@@ -51,6 +51,7 @@ PARTS = (
     "tenth",
     "year",
     "on_top",
+    "pages",
     "exports",
     "demo",
 )
@@ -295,6 +296,11 @@ class Run:
                 self._fill(TENTH, self.shape.tenth())
             home = self.grown(f"{name}_{days}", database, days)
             self._measure(f"on_top_{name}_{days}", "project:night_in_steps", home, day=BIG_DAY)
+
+    def _pages(self) -> None:
+        home = self.grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)
+        choose = {"USAGE_WEB_DEVELOPMENT": "true"}
+        self._measure("pages", "readers:during_a_night", {**home, **choose}, day=BIG_DAY)
 
     def _exports(self) -> None:
         home = self.grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)

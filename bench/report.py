@@ -18,7 +18,7 @@ from bench.budgets import GIB, Budget
 from bench.measure import MeasurementFailed
 from bench.plan import CHANGES, DLT_BACKENDS, PARTS, PLACES, Run
 from bench.server import SETTINGS
-from bench.shape import SHORT_HISTORY
+from bench.shape import READERS, SHORT_HISTORY
 
 PACKAGES = (
     "duckdb",
@@ -384,6 +384,21 @@ class Report:
                 budgets.ON_TOP,
                 statistics.median(together) if together else None,
             )
+
+    def _pages(self) -> Iterator[Row]:
+        shape = self._run.shape
+        what = (
+            f"usage page of one of {shape.users:,} users, {READERS} readers during a night of "
+            f"{shape.big_day_events:,} events"
+        )
+        row = self._row(what, "95 of 100 pages within", "pages", budget=budgets.PAGES)
+        yield replace(row, cpu="")
+        for who, figure in (("half of the pages within", "median"), ("the slowest", "worst")):
+            yield replace(self._row(what, who, "pages", figure), cpu="", memory="")
+        for m in self._run.measurements.get("pages", [])[:1]:
+            rate = f"{m.figures['pages_a_second']:.0f} pages a second, of which each takes CPU"
+            size = f"{m.figures['page_bytes'] / 1000:.0f} kB the largest"
+            yield Row(what, rate, f"{1000 * m.cpu_seconds:.1f} ms", size)
 
     def _exports(self) -> Iterator[Row]:
         measured = self._run.measurements.get("exports", [])
