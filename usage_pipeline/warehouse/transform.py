@@ -177,6 +177,16 @@ class Transformer:
         nodes = self._loaded_manifest().nodes.values()
         return {node.unique_id for node in nodes if node.resource_type == "test"}
 
+    def documentation(self) -> Path:
+        """dbt's pages of the project in one file, made when absent or older than the project.
+
+        Columns and types come from the models' contracts: the warehouse is not opened.
+        """
+        path, manifest = self.settings.dbt_target_dir / "static_index.html", self.manifest_path()
+        if not path.exists() or path.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            self._dbt(["docs", "generate", "--static", "--empty-catalog", "--no-compile"])
+        return path
+
     def usage_daily_models(self) -> dict[str, str]:
         """`usage_daily` and the models it is made of, each as the statement that creates it in a
         database `warehouse`, in the order in which they build.
