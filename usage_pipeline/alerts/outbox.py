@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import UUID, uuid5
 
 from psycopg2.extensions import cursor as Cursor
@@ -495,23 +495,37 @@ class Listed:
     attempts: int
     due_at: datetime
     reason: str | None
+    created_at: datetime
+    finished_at: datetime | None
 
 
-def listed(settings: Settings, state: State | None, org: UUID | None, limit: int) -> list[Listed]:
-    """The newest deliveries: of a state, else those that wait or are dead."""
+UNDELIVERED: tuple[State, ...] = ("waiting", "dead")
+STATES: tuple[State, ...] = get_args(State)
+
+
+def listed(
+    settings: Settings,
+    states: Collection[State],
+    org: UUID | None,
+    limit: int,
+    channel: str | None = None,
+) -> list[Listed]:
+    """The newest deliveries in these states."""
     with existing(settings) as cursor:
         if cursor is None:
             return []
         cursor.execute(
             f"""
-            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
+            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason,
+                created_at, finished_at
             from "{settings.publish_schema}".outbox_deliveries
             inner join "{settings.publish_schema}".outbox_messages using (message_id)
-            where (state = %(state)s or %(state)s is null and state in ('waiting', 'dead'))
+            where state = any(%(states)s)
                 and (org_id = %(org)s::uuid or %(org)s is null)
+                and (channel = %(channel)s or %(channel)s is null)
             order by created_at desc, message_id limit %(limit)s
             """,
-            {"state": state, "org": _text(org), "limit": limit},
+            {"states": [*states], "org": _text(org), "limit": limit, "channel": channel},
         )
         return [
             Listed(UUID(message), event, channel, UUID(recipient), *further)
@@ -519,11 +533,17 @@ def listed(settings: Settings, state: State | None, org: UUID | None, limit: int
         ]
 
 
-def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> int:
+def replay(
+    settings: Settings,
+    message: UUID | None,
+    recipient: UUID | None,
+    org: UUID | None = None,
+) -> int:
     """Let a message leave again, to those who get it by now; or, without one, all dead ones.
 
     Args:
         recipient: to this one only.
+        org: only of this organisation's messages.
 
     Returns:
         Deliveries that wait anew; 1 for a message without any.
@@ -537,14 +557,18 @@ def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> 
             where (message_id = %(message)s::uuid or %(message)s is null and state = 'dead')
                 and (recipient_id = %(recipient)s::uuid or %(recipient)s is null)
                 and (leased_until is null or leased_until < now())
+                and (%(org)s is null or message_id in (
+                    select message_id from "{schema}".outbox_messages where org_id = %(org)s::uuid
+                ))
             """,
-            {"message": _text(message), "recipient": _text(recipient)},
+            {"message": _text(message), "recipient": _text(recipient), "org": _text(org)},
         )
         again = int(cursor.rowcount)
         if message and not recipient:
             cursor.execute(
-                f'update "{schema}".outbox_messages set addressed_at = null where message_id = %s',
-                (str(message),),
+                f'update "{schema}".outbox_messages set addressed_at = null where message_id = %s'
+                " and (%s is null or org_id = %s::uuid)",
+                (str(message), _text(org), _text(org)),
             )
             again = max(again, int(cursor.rowcount))
         return again
