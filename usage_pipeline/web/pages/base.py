@@ -22,6 +22,7 @@ from usage_pipeline.web.state import Web
 _templates = Jinja2Templates(directory=PAGES_DIR / "templates")
 
 NONE = "–"
+_SPACE = "\N{NO-BREAK SPACE}"
 _Scales = tuple[tuple[int, str], ...]
 _LARGE: _Scales = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 _BYTES: _Scales = (
@@ -57,7 +58,7 @@ def human(value: Decimal | int | None, unit: str = "") -> str:
         if abs(number) >= size or size == 1:
             scaled = number / size
             digits = Decimal(1).scaleb(-max(0, 2 - max(0, scaled.adjusted())))
-            return f"{exact(scaled.quantize(digits, ROUND_HALF_UP))} {name}"
+            return f"{exact(scaled.quantize(digits, ROUND_HALF_UP))}{_SPACE}{name}"
     return exact(number.quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
@@ -66,12 +67,12 @@ def percent(value: Decimal | None, digits: int = 1) -> str:
     if value is None:
         return NONE
     step = Decimal(1).scaleb(-digits)
-    return f"{(value * 100).quantize(step, ROUND_DOWN):,f} %"
+    return f"{(value * 100).quantize(step, ROUND_DOWN):,f}{_SPACE}%"
 
 
 def change(value: Decimal) -> str:
     """How much more or less, without its sign."""
-    return f"{abs(value * 100).quantize(Decimal('0.1'), ROUND_HALF_UP):,f} %"
+    return f"{abs(value * 100).quantize(Decimal('0.1'), ROUND_HALF_UP):,f}{_SPACE}%"
 
 
 def day(value: date) -> str:
