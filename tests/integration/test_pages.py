@@ -874,3 +874,17 @@ def test_the_time_of_the_last_publish_is_on_each_page(house: House, visit: Visit
     )
     said = "proven against the source" if matches == [(0, 0)] else "the source was not asked"
     assert said in page.inner_text(".as-of")
+
+
+def test_the_models_have_pages_for_admins(browser: Browser, house: House) -> None:
+    """dbt's own, which are drawn by scripts in an origin of their own: without cookies, offline."""
+    with house.client(OLA) as member, house.client(None) as nobody:
+        assert member.get("/docs/dbt").status_code == 404
+        assert nobody.get("/docs/dbt").status_code == 303
+    with browser.new_context() as context:
+        cookie = {"name": COOKIE, "value": house.cookie(OLA, admin=True), "url": house.address}
+        context.add_cookies([cookie])  # type: ignore[list-item]
+        page = context.new_page()
+        page.goto(f"{house.address}/docs/dbt#!/model/model.usage_pipeline.usage_monthly")
+        page.get_by_role("heading", name="usage_monthly").wait_for()
+        assert page.evaluate("window.origin") == "null"
