@@ -117,9 +117,9 @@ _templates.env.filters.update(
 
 @cache
 def static_version() -> str:
-    """Changes with what browsers keep of the static files."""
+    """Changes with what browsers keep: static files, and pages of these templates."""
     digest = hashlib.sha256()
-    for path in sorted((PAGES_DIR / "static").iterdir()):
+    for path in sorted(PAGES_DIR.glob("[st]*/*.*")):  # static and templates
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -185,7 +185,7 @@ def render(
     return response
 
 
-async def refused(request: Request, error: Exception) -> Response:
+def refused(request: Request, error: Exception) -> Response:
     """What is not there, not allowed, or not signed in to."""
     assert isinstance(error, HTTPException)
     if isinstance(error, SignInFirst):
@@ -194,6 +194,6 @@ async def refused(request: Request, error: Exception) -> Response:
     return render(request, "error.html", error.status_code, title=phrase, detail=error.detail)
 
 
-async def unavailable(request: Request, error: Exception) -> Response:
+def unavailable(request: Request, error: Exception) -> Response:
     """The database is away, or nothing is published yet."""
     return render(request, "error.html", 503, title="Not available", detail=str(error))
