@@ -21,6 +21,8 @@ from usage_pipeline.web.state import Web
 
 _templates = Jinja2Templates(directory=PAGES_DIR / "templates")
 
+_templates.env.auto_reload = False  # they are the installed package's
+
 NONE = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 _Scales = tuple[tuple[int, str], ...]
@@ -80,7 +82,7 @@ def day(value: date) -> str:
 
 
 def short_day(value: date) -> str:
-    return f"{value.day} {value:%b}"
+    return f"{value.day}{_SPACE}{value:%b}"
 
 
 def month(value: date) -> str:
