@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from psycopg2.extensions import cursor as Cursor
@@ -495,55 +495,60 @@ class Listed:
     attempts: int
     due_at: datetime
     reason: str | None
-    created_at: datetime
-    finished_at: datetime | None
 
 
-UNDELIVERED: tuple[State, ...] = ("waiting", "dead")
-STATES: tuple[State, ...] = get_args(State)
-
-
-def listed(
-    settings: Settings,
-    states: Collection[State],
-    org: UUID | None,
-    limit: int,
-    channel: str | None = None,
-) -> list[Listed]:
-    """The newest deliveries in these states."""
+def listed(settings: Settings, state: State | None, org: UUID | None, limit: int) -> list[Listed]:
+    """The newest deliveries: of a state, else those that wait or are dead."""
     with existing(settings) as cursor:
         if cursor is None:
             return []
         cursor.execute(
             f"""
-            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason,
-                created_at, finished_at
+            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
             from "{settings.publish_schema}".outbox_deliveries
             inner join "{settings.publish_schema}".outbox_messages using (message_id)
-            where state = any(%(states)s)
+            where (state = %(state)s or %(state)s is null and state in ('waiting', 'dead'))
                 and (org_id = %(org)s::uuid or %(org)s is null)
-                and (channel = %(channel)s or %(channel)s is null)
             order by created_at desc, message_id limit %(limit)s
             """,
-            {"states": [*states], "org": _text(org), "limit": limit, "channel": channel},
+            {"state": state, "org": _text(org), "limit": limit},
         )
-        return [
-            Listed(UUID(message), event, channel, UUID(recipient), *further)
-            for message, event, channel, recipient, *further in cursor.fetchall()
-        ]
+        return _as_listed(cursor)
+
+
+def _as_listed(cursor: Cursor) -> list[Listed]:
+    return [
+        Listed(UUID(message), event, channel, UUID(recipient), *further)
+        for message, event, channel, recipient, *further in cursor.fetchall()
+    ]
+
+
+def listed_webhooks(settings: Settings, org: UUID, limit: int) -> list[Listed]:
+    """The newest deliveries to an organisation's webhooks, of any state."""
+    with existing(settings) as cursor:
+        if cursor is None:
+            return []
+        cursor.execute(
+            f"""
+            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
+            from "{settings.publish_schema}".outbox_deliveries
+            inner join "{settings.publish_schema}".outbox_messages using (message_id)
+            where org_id = %s and channel = '{WEBHOOK}'
+            order by created_at desc, message_id, recipient_id limit %s
+            """,
+            (str(org), limit),
+        )
+        return _as_listed(cursor)
 
 
 def replay(
-    settings: Settings,
-    message: UUID | None,
-    recipient: UUID | None,
-    org: UUID | None = None,
+    settings: Settings, message: UUID | None, recipient: UUID | None, org: UUID | None = None
 ) -> int:
     """Let a message leave again, to those who get it by now; or, without one, all dead ones.
 
     Args:
         recipient: to this one only.
-        org: only of this organisation's messages.
+        org: only what is told to this organisation's webhooks.
 
     Returns:
         Deliveries that wait anew; 1 for a message without any.
@@ -557,18 +562,20 @@ def replay(
             where (message_id = %(message)s::uuid or %(message)s is null and state = 'dead')
                 and (recipient_id = %(recipient)s::uuid or %(recipient)s is null)
                 and (leased_until is null or leased_until < now())
-                and (%(org)s is null or message_id in (
-                    select message_id from "{schema}".outbox_messages where org_id = %(org)s::uuid
-                ))
+                and (
+                    %(org)s is null or channel = '{WEBHOOK}' and message_id in (
+                        select message_id from "{schema}".outbox_messages
+                        where org_id = %(org)s::uuid
+                    )
+                )
             """,
             {"message": _text(message), "recipient": _text(recipient), "org": _text(org)},
         )
         again = int(cursor.rowcount)
         if message and not recipient:
             cursor.execute(
-                f'update "{schema}".outbox_messages set addressed_at = null where message_id = %s'
-                " and (%s is null or org_id = %s::uuid)",
-                (str(message), _text(org), _text(org)),
+                f'update "{schema}".outbox_messages set addressed_at = null where message_id = %s',
+                (str(message),),
             )
             again = max(again, int(cursor.rowcount))
         return again

@@ -111,7 +111,7 @@ def list_deliveries(
     """
     settings = valid_settings()
     # A line each, of whatever length: ids are to be copied, and lines to be searched.
-    for listed in outbox.listed(settings, [state] if state else outbox.UNDELIVERED, org, limit):
+    for listed in outbox.listed(settings, state, org, limit):
         due = listed.due_at.astimezone(UTC)
         again = "due" if due <= datetime.now(UTC) else f"again {due:%Y-%m-%d %H:%M} UTC"
         out.print(

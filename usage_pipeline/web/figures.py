@@ -5,8 +5,9 @@ Each question finds its rows by an index: those of one user, one organisation, o
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Literal, TypeVar
 from uuid import UUID
 
 from usage_pipeline.days import next_month
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.meters.version import read_meters
 from usage_pipeline.web.reader import Published, Row
@@ -150,16 +152,15 @@ class State:
 
 _Kept = TypeVar("_Kept")
 _kept: dict[str, dict[object, object]] = {}
+_keeping = threading.Lock()
 
 
 def kept(published: Published, name: object, ask: Callable[[Published], _Kept]) -> _Kept:
     """An answer that is everybody's, asked once of each published state."""
-    snapshot_id = published.snapshot.snapshot_id
-    if snapshot_id not in _kept:
-        while len(_kept) > 1:  # that before the newest one is still read
-            _kept.pop(next(iter(_kept)), None)
-        _kept[snapshot_id] = {}
-    answers = _kept[snapshot_id]
+    with _keeping:
+        answers = _kept.setdefault(published.snapshot.snapshot_id, {})
+        while len(_kept) > 2:  # the one before the newest is still read
+            _kept.pop(next(iter(_kept)))
     if name not in answers:
         answers[name] = ask(published)
     return answers[name]  # type: ignore[return-value]
@@ -180,7 +181,9 @@ def _state(published: Published) -> State:
         " order by published_at desc limit 1"
     )
     landed = [row["metric_date"] for row in days if not row["is_missing"]]
-    first, last = (landed[0], landed[-1]) if landed else (date.min, date.min)
+    if not landed:
+        raise UsagePipelineError("No day is published", "Publish one with `usage-pipeline rollup`")
+    first, last = landed[0], landed[-1]
     return State(
         published.snapshot.snapshot_id,
         published.snapshot.published_at,
@@ -204,7 +207,7 @@ def _proof(published: Published, last: date) -> Proof | None:
         group by usage_date
         order by usage_date desc
         """,
-        before=last - timedelta(days=35) if last > date.min else last,
+        before=last - timedelta(days=35),
     )
     if not rows:
         return None
@@ -374,16 +377,30 @@ def rows_by_day(published: Published, subject: Subject, period: Period) -> list[
     )
 
 
-def limits(published: Published, subjects: Iterable[Subject]) -> list[Row]:
+def limits(
+    published: Published,
+    *,
+    personal: UUID | None = None,
+    orgs: Sequence[UUID] = (),
+    member: UUID | None = None,
+) -> list[Row]:
     """Rows of `usage_limit_status`, the fullest first.
 
-    A release whose table has no outlook yet gives rows without `projected_*`.
+    Args:
+        personal: whose personal use.
+        orgs: organisations as wholes.
+        member: whose use within these organisations, where their plan limits members.
     """
+    scopes = {
+        "scope = 'user' and user_id = :personal and org_id is null": personal,
+        "scope = 'org' and user_id is null and org_id = any(:orgs)": orgs,
+        "scope = 'member' and user_id = :member and org_id = any(:orgs)": orgs and member,
+    }
+    asked = {"personal": personal, "orgs": list(orgs), "member": member}
     found: list[Row] = []
-    for subject in subjects:
-        found += published.rows(
-            f"select * from usage_limit_status where {_ROWS_OF[subject.scope]}", **subject.ids
-        )
+    for whose, asked_for in scopes.items():
+        if asked_for:
+            found += published.rows(f"select * from usage_limit_status where {whose}", **asked)
     worst = {"exceeded": 0, "warning": 1, "ok": 2}
     return sorted(
         found,
@@ -392,6 +409,7 @@ def limits(published: Published, subjects: Iterable[Subject]) -> list[Row]:
             -(row["used_ratio"] or 0),
             row["scope"],
             row["metric_type"],
+            str(row["org_id"]),
         ),
     )
 

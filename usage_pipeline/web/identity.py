@@ -95,11 +95,9 @@ class Members:
         """Names of organisations, also of deleted ones; none of those that have none."""
         query = f"""
             select id, name from ({source_query("orgs")}) as orgs
-            where id in :org_ids and name is not null
+            where id in ({", ".join(f"'{org}'" for org in org_ids)}) and name is not null
         """
-        if not org_ids:
-            return {}
-        found = self._ask(query, org_ids=tuple(map(str, org_ids)))
+        found = self._ask(query) if org_ids else []
         return {UUID(str(org)): name for org, name in found}
 
     def is_active(self, user_id: UUID) -> bool:
@@ -110,7 +108,7 @@ class Members:
         """
         return bool(self._ask(query, user_id=str(user_id)))
 
-    def _ask(self, query: str, **parameters: str | tuple[str, ...]) -> list[tuple[Any, ...]]:
+    def _ask(self, query: str, **parameters: str) -> list[tuple[Any, ...]]:
         with self._engine.connect() as connection:
             rows = connection.execute(sqlalchemy.text(query), parameters)
             return [tuple(row) for row in rows]

@@ -21,6 +21,8 @@ from usage_pipeline.web.state import Web
 
 _templates = Jinja2Templates(directory=PAGES_DIR / "templates")
 
+_templates.env.auto_reload = False  # they are the installed package's
+
 NONE = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 _Scales = tuple[tuple[int, str], ...]
@@ -80,7 +82,7 @@ def day(value: date) -> str:
 
 
 def short_day(value: date) -> str:
-    return f"{value.day} {value:%b}"
+    return f"{value.day}{_SPACE}{value:%b}"
 
 
 def month(value: date) -> str:
@@ -117,9 +119,9 @@ _templates.env.filters.update(
 
 @cache
 def static_version() -> str:
-    """Changes with what browsers keep of the static files."""
+    """Changes with what browsers keep: static files, and pages of these templates."""
     digest = hashlib.sha256()
-    for path in sorted((PAGES_DIR / "static").iterdir()):
+    for path in sorted(PAGES_DIR.glob("[st]*/*.*")):  # static and templates
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -185,7 +187,7 @@ def render(
     return response
 
 
-async def refused(request: Request, error: Exception) -> Response:
+def refused(request: Request, error: Exception) -> Response:
     """What is not there, not allowed, or not signed in to."""
     assert isinstance(error, HTTPException)
     if isinstance(error, SignInFirst):
@@ -194,6 +196,6 @@ async def refused(request: Request, error: Exception) -> Response:
     return render(request, "error.html", error.status_code, title=phrase, detail=error.detail)
 
 
-async def unavailable(request: Request, error: Exception) -> Response:
+def unavailable(request: Request, error: Exception) -> Response:
     """The database is away, or nothing is published yet."""
     return render(request, "error.html", 503, title="Not available", detail=str(error))

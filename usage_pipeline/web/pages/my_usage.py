@@ -7,8 +7,10 @@ from datetime import date
 from decimal import Decimal
 
 from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, RedirectResponse, Response
 
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.serving.exports import export_user_events
 from usage_pipeline.web import figures
 from usage_pipeline.web.figures import Period, State, Subject
@@ -67,6 +69,7 @@ def my_usage(
         metric=metric,
         period=when,
         state=state,
+        raw_events=web.settings.land_event_data and not identity.org_id,
         shown=shown,
         limits=limits,
         own=own,
@@ -89,15 +92,14 @@ def _limits(
     published: Published, identity: Identity, offered: Sequence[Choice], choice: Choice
 ) -> list[Row]:
     """Limits of the choice, and those that its plan sets for the reader as a member."""
-    subjects = [choice.subject]
-    if choice.key == "all":
-        subjects = [each.subject for each in offered if each.key != "all"]
-    members = [
-        Subject("member", identity.user_id, subject.org_id)
-        for subject in subjects
-        if subject.scope == "org"
-    ]
-    return figures.limits(published, [*subjects, *members])
+    shown = [each.subject for each in offered if choice.key in ("all", each.key)]
+    personal = any(subject.scope == "personal" for subject in shown)
+    return figures.limits(
+        published,
+        personal=identity.user_id if personal else None,
+        orgs=[subject.org_id for subject in shown if subject.org_id],
+        member=identity.user_id,
+    )
 
 
 def _own(
@@ -167,7 +169,10 @@ def events_file(web: FromWeb, identity: SignedIn, month: str | None = None) -> R
         raise not_there()
     with web.reader.open() as published:
         first: date = month_of(figures.state(published), month)
-    path = export_user_events(web.settings, first, identity.user_id)
+    try:
+        path = export_user_events(web.settings, first, identity.user_id)
+    except UsagePipelineError as error:
+        raise HTTPException(404, f"{error.problem}.") from None
     return FileResponse(
         path, media_type=MEDIA_TYPE, headers=headers_of(f"usage-events-{first:%Y-%m}.csv")
     )

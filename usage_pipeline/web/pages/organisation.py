@@ -66,16 +66,15 @@ def organisation(
             shares = _shares(
                 published, state, subject, meter=shown.trend.meter, people=people, month=month
             )
-        limits = figures.limits(published, [subject])
+        limits = figures.limits(published, orgs=[org_id])
         anomalies = figures.anomalies(published, subject, when)
     return render(
         request,
         "organisation.html",
         chart_script=chart_script_address(),
         alerts=alerts.of_org(web.settings, org_id, state.months[:12]),
-        deliveries=outbox.listed(
-            web.settings, outbox.STATES, org_id, _MOST_DELIVERIES, outbox.WEBHOOK
-        ),
+        deliveries=outbox.listed_webhooks(web.settings, org_id, _MOST_DELIVERIES),
+        may_change=identity.via != "portal",
         month=month,
         name=name,
         names={org_id: name},
@@ -147,6 +146,8 @@ def replay(
 ) -> Response:
     """Let a webhook's delivery leave again."""
     managed(web, identity, org_id)
+    if identity.via == "portal":
+        raise HTTPException(403, "This link shows usage, and changes nothing.")
     if not web.sessions.is_own_form(request, csrf_token):
         raise HTTPException(403, "This form is not of your session: open the page again.")
     outbox.replay(web.settings, message_id, recipient_id, org_id)
