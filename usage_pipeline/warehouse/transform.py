@@ -280,6 +280,8 @@ class Transformer:
                 str(DBT_PROJECT_DIR),
                 "--profiles-dir",
                 str(DBT_PROJECT_DIR),
+                "--target",
+                "warehouse",
                 "--target-path",
                 str(self.settings.dbt_target_dir),
                 "--log-path",  # nothing is logged there, but dbt makes the directory
@@ -359,12 +361,15 @@ def _project_hash() -> str:
 
 # Text in quotes first, so that what looks like a comment in it is none.
 _SQL_PIECES = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/|\{#.*?#\}|\s+", re.DOTALL)
-_PROSE = ("description", "data_tests", "unit_tests")
+_PROSE = (
+    *("description", "data_tests", "unit_tests"),
+    *("exposures", "semantic_models", "metrics", "time_spine", "granularity"),
+)
 
 
 def _models_hash() -> str:
     """Changes when a number could: with the code of models and macros and what configures them,
-    not with comments, layout, descriptions and tests."""
+    not with comments, layout, descriptions, tests, and what is said of finished tables."""
     digest = hashlib.sha256()
     for path in _project_files("models", "macros"):
         text = path.read_text("utf-8")
