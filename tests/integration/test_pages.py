@@ -906,8 +906,12 @@ def test_the_models_have_pages_for_admins(browser: Browser, house: House) -> Non
         assert member.get("/docs/dbt").status_code == 404
         assert nobody.get("/docs/dbt").status_code == 303
     with browser.new_context() as context:
-        cookie = {"name": COOKIE, "value": house.cookie(OLA, admin=True), "url": house.address}
-        context.add_cookies([cookie])  # type: ignore[list-item]
+        context.add_cookies(
+            [
+                {"name": name, "value": value, "url": house.address}
+                for name, value in house.cookies(OLA, admin=True).items()
+            ]
+        )
         page = context.new_page()
         page.goto(f"{house.address}/docs/dbt#!/model/model.usage_pipeline.usage_monthly")
         page.get_by_role("heading", name="usage_monthly").wait_for()
