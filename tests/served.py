@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -71,6 +72,7 @@ EVENTS = f"""
 class Done:
     """What the application had done by way of the pipeline."""
 
+    models: Path
     started: list[tuple[date, date]] = field(default_factory=list)
     away: bool = False
 

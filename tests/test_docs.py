@@ -133,8 +133,8 @@ def test_commands_in_the_documentation_exist(path: Path) -> None:
 @page
 def test_make_targets_in_the_documentation_exist(path: Path) -> None:
     makefile = (PROJECT_DIR / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text("utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text("utf-8"), re.M))
     assert named <= targets
 
 

@@ -49,8 +49,13 @@ def serve(rolled_up: tuple[AppDatabase, Settings], make_settings: SettingsFactor
             "CRON_SECRET": CRON_SECRET,
         }
         wanted = {name: value for name, value in {**given, **variables}.items() if value}
-        served, done = make_settings(**wanted), Done()
-        actions = Actions(explain=lambda *of: [], start_rollup=done.start_rollup)
+        served, done = make_settings(**wanted), Done(settings.home / "models.html")
+        done.models.write_text("<!doctype html>")
+        actions = Actions(
+            explain=lambda *of: [],
+            start_rollup=done.start_rollup,
+            document_models=lambda: done.models,
+        )
         app = make_app(served, actions)
         patient = Rates(clock=(1_000 * second for second in itertools.count()).__next__)
         app.state.web = replace(app.state.web, rates=patient)

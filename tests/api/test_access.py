@@ -53,7 +53,16 @@ UNPROVEN = (
 )
 PEOPLE = ("member", "former member", "other org's owner", "org admin", "org owner", "admin")
 OF_ACME = ("member", "org admin", "org owner")
-SESSIONS = ("session", "admin's session", "portal session", "former member's portal session")
+SESSIONS = (
+    "session",
+    "org owner's session",
+    "org admin's session",
+    "other org's owner's session",
+    "admin's session",
+    "portal session",
+    "org owner's portal session",
+    "former member's portal session",
+)
 NO_SESSIONS = ("session of a deleted user", "forged session", "session without its signature")
 KEYS = tuple(f"key for {scope}" for scope in Scope)
 EVERYBODY = (*UNPROVEN, *PEOPLE, *SESSIONS, *NO_SESSIONS, *KEYS)
@@ -97,7 +106,6 @@ OWN = usage("", ok=PEOPLE, unclear=("key for usage:read",))
 OF_MEMBER = usage(f"?user_id={MEMBER}", ok=("member", "admin"))
 OF_ORG = usage(f"?org_id={ACME}", ok=(*OF_ACME, "admin"))
 OPEN = Row({}, otherwise=200)
-SIGNED_IN = Row({200: SESSIONS}, otherwise=303)
 MONTH = "month=2025-04"
 EXPORT = [
     usage(f"?{MONTH}", ok=PEOPLE, unclear=("key for usage:read",)),
@@ -106,9 +114,43 @@ EXPORT = [
 ]
 SCRAPED = Row({200: ("key for admin:read",), 403: tuple(k for k in KEYS if "admin" not in k)})
 
+
+def page(*seen_by: str, query: str = "", **request: Any) -> Row:
+    """A page: nobody learns that there is one which is not theirs, and strangers sign in first."""
+    others = tuple(who for who in SESSIONS if who not in seen_by)
+    return Row({200: seen_by, 404: others}, otherwise=303, query=query, **request)
+
+
+# Whose link is for an organisation that they left see nothing at all.
+USERS = SESSIONS[:-1]
+MEMBERS = ("session", "org owner's session", "org admin's session", "portal session", USERS[-1])
+MANAGE = ("org owner's session", "org admin's session", "admin's session", USERS[-1])
+ACME_PAGES = [page(*USERS), page(*MEMBERS, query=f"?org={ACME}")]
+# Without an organisation, since events of all are in one file.
+WITH_EVENTS = ("session", "org owner's session", "other org's owner's session", "portal session")
+REPLAY = {"message_id": str(UUID(int=1)), "recipient_id": str(UUID(int=2))}
+
 TABLE: dict[str, list[Row]] = {
     "GET /": [Row({}, otherwise=303)],
-    "GET /usage": [SIGNED_IN],
+    "GET /usage": ACME_PAGES,
+    "GET /usage/totals.csv": ACME_PAGES,
+    "GET /usage/days.csv": ACME_PAGES,
+    "GET /usage/events.csv": [page(*WITH_EVENTS, query="?month=2025-04")],
+    "GET /org/{org_id}": [page(*MANAGE)],
+    "POST /org/{org_id}/replay": [
+        Row(
+            {303: MANAGE[:-1], 404: tuple(w for w in SESSIONS[:5] if w not in MANAGE)},
+            otherwise=403,
+            form=REPLAY,
+        )
+    ],
+    "GET /platform": [page("admin's session", query="?month=2025-04")],
+    "GET /why": [
+        page(*USERS, query="?metric=api_call"),
+        page(*MEMBERS, "admin's session", query=f"?metric=api_call&org={ACME}"),
+        page("admin's session", query="?metric=api_call&org=platform"),
+    ],
+    "GET /docs/dbt": [page("admin's session")],
     "GET /charts.js": [OPEN],
     "GET /static": [Row({}, otherwise=404)],
     "GET /sign-in": [OPEN],
@@ -211,7 +253,13 @@ def headers(everything: Served) -> dict[str, dict[str, str]]:
         "org owner": by_token(OWNER),
         "admin": by_token(ADMIN, **AS_ADMIN),
         "session": session,
+        "org owner's session": session_of(everything, Identity(OWNER)),
+        "org admin's session": session_of(everything, Identity(MANAGER)),
+        "other org's owner's session": session_of(everything, Identity(STRANGER)),
         "admin's session": session_of(everything, Identity(ADMIN, is_admin=True)),
+        "org owner's portal session": session_of(
+            everything, Identity(OWNER, org_id=ACME, via="portal")
+        ),
         "portal session": session_of(everything, Identity(MEMBER, via="portal")),
         "former member's portal session": session_of(
             everything, Identity(FORMER, org_id=ACME, via="portal")
@@ -267,7 +315,7 @@ def test_everybody_gets_what_is_theirs(
         "expired": lambda: token_of(MEMBER, exp=int(time.time()) - 60),
         "of a deleted user": lambda: token_of(DELETED),
     }
-    method, _, path = route.partition(" ")
+    method, _, path = route.replace("{org_id}", str(ACME)).partition(" ")
     # From another machine's name, so that the metrics are not of this machine; but the picker is.
     host = "http://127.0.0.1" if "development" in path else "http://usage.example.com"
     with everything.client(base_url=host) as client:

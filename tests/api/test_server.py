@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from served import CRON_SECRET, MEMBER, RUN, Served, bearer, by_token
+from served import CRON_SECRET, MEMBER, Served, bearer, by_token
 from typer.testing import CliRunner
 
 from usage_pipeline.cli.main import app
@@ -27,7 +27,8 @@ def port(served: Served) -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         number = int(free.getsockname()[1])
     stopped, said = threading.Event(), threading.Event()
-    actions = Actions(explain=lambda *of: [], start_rollup=lambda *of: RUN)
+    done = served.done
+    actions = Actions(lambda *of: [], done.start_rollup, lambda: done.models)
     thread = threading.Thread(
         target=serve,
         args=(served.settings, actions, ("127.0.0.1", number), stopped, lambda _: said.set()),

@@ -23,7 +23,7 @@ from usage_pipeline.web.guard import API, Guard
 from usage_pipeline.web.identity import Members
 from usage_pipeline.web.ingestion import IncomingEvent, IncomingTokens, Ingestion, takes_events
 from usage_pipeline.web.metrics import Metrics
-from usage_pipeline.web.pages import PAGES_DIR, my_usage
+from usage_pipeline.web.pages import PAGES_DIR, models, my_usage, organisation, platform, why
 from usage_pipeline.web.pages.base import refused, unavailable
 from usage_pipeline.web.pages.charts import chart_script
 from usage_pipeline.web.rates import Rates
@@ -65,8 +65,10 @@ def make_app(settings: Settings, actions: Actions) -> FastAPI:
     )
     app.mount("/static", StaticFiles(directory=PAGES_DIR / "static"), name="static")
     app.add_api_route("/charts.js", chart_script, include_in_schema=False)
-    for part in (events, usage, portal_links, cron, admin, browser, portal, my_usage):
+    for part in (events, usage, portal_links, cron, admin, browser, portal):
         app.include_router(part.router)
+    for page in (my_usage, organisation, platform, why, models):
+        app.include_router(page.router)
     app.include_router(health.router, prefix=API.rstrip("/"))
     app.include_router(health.router, include_in_schema=False)
     if settings.development:
