@@ -31,11 +31,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; a document that is bytes goes out as it is. Status 0 hangs up."""
+    """One answer; a document that is bytes goes out as it is. Status 0 hangs up.
+
+    Attributes:
+        halfway: what happens before the second half of the document goes out.
+    """
 
     status: int
     document: Any = None
     headers: tuple[tuple[str, str], ...] = ()
+    halfway: Callable[[], object] | None = None
 
 
 class UsageApi:
@@ -115,6 +120,7 @@ def usage_api(port: int = 0) -> Iterator[UsageApi]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -136,6 +142,10 @@ def usage_api(port: int = 0) -> Iterator[UsageApi]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
+            if reply.halfway:
+                self.wfile.write(text[: len(text) // 2])
+                reply.halfway()
+                text = text[len(text) // 2 :]
             self.wfile.write(text)
 
         do_POST = do_GET

@@ -235,10 +235,16 @@ def lost_answer(api: UsageApi) -> Answer:
     return answer
 
 
+def cut_off(call: Call) -> Reply:
+    """The connection breaks within the answer."""
+    return Reply(200, {"results": []}, halfway=lambda: 1 / 0)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
         [hang_up],
+        [cut_off] * 2,
         [problem(500, "Internal Server Error")] * 9,
         [problem(502, "Bad Gateway")] * 3,
         [problem(503, "Unavailable")] * 3,

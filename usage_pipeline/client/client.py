@@ -43,7 +43,7 @@ class UsageClient:
         schema: for `postgresql://…`: where usage is published.
 
     Raises:
-        ValueError: `url` is no such address.
+        ValueError: `url` is no such address, or `key` no key.
         ImportError: `postgresql://…` without psycopg2.
     """
 
