@@ -94,6 +94,21 @@ def test_every_served_table_and_output_is_an_asset(graph: Any) -> None:
     assert {"snapshot", "parquet", "postgres", "user_exports", "usage_events"} <= names
 
 
+def test_what_is_published_links_to_the_page_that_shows_it(graph: Any) -> None:
+    pages = {
+        key.to_user_string(): graph.get(key).metadata["page"].value
+        for key in graph.materializable_asset_keys
+        if "page" in graph.get(key).metadata
+    }
+    site = "http://127.0.0.1:8000"
+    assert pages["usage/usage_daily"] == f"{site}/usage"
+    assert pages["reporting/usage_summary"] == f"{site}/usage"
+    assert pages["platform/platform_metrics_daily"] == f"{site}/platform"
+    assert pages["reporting/usage_anomalies"] == f"{site}/platform"
+    assert pages["publishing/snapshot"] == f"{site}/platform#health"
+    assert not {"landing/usage_events", "usage/usage_partials_daily"} & pages.keys()
+
+
 def test_every_model_is_an_asset_and_every_dbt_test_a_check(
     graph: Any, manifest: dict[str, Any]
 ) -> None:

@@ -205,6 +205,26 @@ def forget(settings: Settings, user_id: UUID) -> None:
         alerts.forget(user_id)
 
 
+def of_org(settings: Settings, org_id: UUID, months: Sequence[date]) -> list[dict[str, Any]]:
+    """The rows of `usage_alerts` of an organisation in these months, the newest first; none while
+    there is no such table.
+
+    Raises:
+        UsagePipelineError: the publish database fails.
+    """
+    url, table = publish_database_url(settings), f'"{settings.publish_schema}".{NAME}'
+    with connect(url, "USAGE_PUBLISH_DATABASE_URL") as connection, connection.cursor() as cursor:
+        cursor.execute("select to_regclass(%s)", (table,))
+        if cursor.fetchone() == (None,):
+            return []
+        cursor.execute(
+            f"select {', '.join(SHOWN)} from {table} where month = any(%s) and scope = 'org'"
+            " and coalesce(user_id, org_id) = %s order by raised_at desc, metric_type, threshold",
+            (list(months), str(org_id)),
+        )
+        return [dict(zip(SHOWN, row, strict=True)) for row in cursor.fetchall()]
+
+
 def _is_catching_up(settings: Settings, as_of: date) -> bool:
     """Whether a history is being rolled up piece by piece: plans and limits are those of today, and
     nobody is to be told of a month long past."""

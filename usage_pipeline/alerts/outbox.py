@@ -513,17 +513,42 @@ def listed(settings: Settings, state: State | None, org: UUID | None, limit: int
             """,
             {"state": state, "org": _text(org), "limit": limit},
         )
-        return [
-            Listed(UUID(message), event, channel, UUID(recipient), *further)
-            for message, event, channel, recipient, *further in cursor.fetchall()
-        ]
+        return _as_listed(cursor)
 
 
-def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> int:
+def _as_listed(cursor: Cursor) -> list[Listed]:
+    return [
+        Listed(UUID(message), event, channel, UUID(recipient), *further)
+        for message, event, channel, recipient, *further in cursor.fetchall()
+    ]
+
+
+def listed_webhooks(settings: Settings, org: UUID, limit: int) -> list[Listed]:
+    """The newest deliveries to an organisation's webhooks, of any state."""
+    with existing(settings) as cursor:
+        if cursor is None:
+            return []
+        cursor.execute(
+            f"""
+            select message_id, event_type, channel, recipient_id, state, attempts, due_at, reason
+            from "{settings.publish_schema}".outbox_deliveries
+            inner join "{settings.publish_schema}".outbox_messages using (message_id)
+            where org_id = %s and channel = '{WEBHOOK}'
+            order by created_at desc, message_id, recipient_id limit %s
+            """,
+            (str(org), limit),
+        )
+        return _as_listed(cursor)
+
+
+def replay(
+    settings: Settings, message: UUID | None, recipient: UUID | None, org: UUID | None = None
+) -> int:
     """Let a message leave again, to those who get it by now; or, without one, all dead ones.
 
     Args:
         recipient: to this one only.
+        org: only what is told to this organisation's webhooks.
 
     Returns:
         Deliveries that wait anew; 1 for a message without any.
@@ -537,8 +562,14 @@ def replay(settings: Settings, message: UUID | None, recipient: UUID | None) -> 
             where (message_id = %(message)s::uuid or %(message)s is null and state = 'dead')
                 and (recipient_id = %(recipient)s::uuid or %(recipient)s is null)
                 and (leased_until is null or leased_until < now())
+                and (
+                    %(org)s is null or channel = '{WEBHOOK}' and message_id in (
+                        select message_id from "{schema}".outbox_messages
+                        where org_id = %(org)s::uuid
+                    )
+                )
             """,
-            {"message": _text(message), "recipient": _text(recipient)},
+            {"message": _text(message), "recipient": _text(recipient), "org": _text(org)},
         )
         again = int(cursor.rowcount)
         if message and not recipient:

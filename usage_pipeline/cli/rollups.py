@@ -174,10 +174,8 @@ def demo(
     out.print(f"Rolled up {len(days.days())} days in {time.perf_counter() - started:.1f} s.")
     _print_totals(settings, days)
     print_notices(settings)
-    out.print(
-        "Next: `make up` for the usage pages at http://127.0.0.1:8000 and Dagster at "
-        "http://127.0.0.1:3000, or `usage-pipeline status`."
-    )
+    out.print(f"Next: `make up`, for Dagster at {settings.dagster_url} and the usage pages at")
+    out.print(settings.web_url, soft_wrap=True)
 
 
 def _require_empty(url: str, confirmed: bool) -> None:

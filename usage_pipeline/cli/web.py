@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from datetime import date
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -74,4 +75,9 @@ def _actions(settings: Settings) -> Actions:
         answer = answer_to(settings, Question(metric, month, user_id, org_id))
         return [(label, list(lines)) for label, lines in told(settings, answer)]
 
-    return Actions(explain=explain, start_rollup=start_rollup)
+    def document_models() -> Path:
+        from usage_pipeline.warehouse.transform import Transformer
+
+        return Transformer(settings).documentation()
+
+    return Actions(explain=explain, start_rollup=start_rollup, document_models=document_models)

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.web.identity import Members
-from usage_pipeline.web.pages import PAGES_DIR, my_usage
+from usage_pipeline.web.pages import PAGES_DIR, models, my_usage, organisation, platform, why
 from usage_pipeline.web.pages.base import refused, unavailable
 from usage_pipeline.web.pages.charts import chart_script
 from usage_pipeline.web.reader import open_reader
@@ -49,7 +49,8 @@ def make_app(settings: Settings, actions: Actions) -> FastAPI:
     app.add_api_route("/charts.js", chart_script, include_in_schema=False)
     if settings.development:
         app.include_router(development.router)
-    app.include_router(my_usage.router)
+    for page in (my_usage, organisation, platform, why, models):
+        app.include_router(page.router)
     app.add_exception_handler(UsagePipelineError, unavailable)
     app.add_exception_handler(HTTPException, refused)
     return app

@@ -4,7 +4,9 @@ each time: a former member sees nothing from the moment on in which the row is g
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -46,6 +48,15 @@ class Membership:
     role: Role
 
 
+@dataclass(frozen=True)
+class Person:
+    """Who is of an organisation, by id, and since when."""
+
+    user_id: UUID
+    role: Role
+    since: datetime
+
+
 class Members:
     """The source's accounts, asked in short read-only transactions.
 
@@ -68,6 +79,26 @@ class Members:
             Membership(UUID(str(org)), name, role)
             for org, name, role in self._ask(query, user_id=str(user_id))
         ]
+
+    def of(self, org_id: UUID) -> list[Person]:
+        """Who is of an organisation, the first ones first."""
+        query = f"""
+            select user_id, role, created_at from ({source_query("org_members")}) as members
+            where org_id = :org_id order by created_at, user_id
+        """
+        return [
+            Person(UUID(str(user)), role, since)
+            for user, role, since in self._ask(query, org_id=str(org_id))
+        ]
+
+    def names_of(self, org_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Names of organisations, also of deleted ones; none of those that have none."""
+        query = f"""
+            select id, name from ({source_query("orgs")}) as orgs
+            where id in ({", ".join(f"'{org}'" for org in org_ids)}) and name is not null
+        """
+        found = self._ask(query) if org_ids else []
+        return {UUID(str(org)): name for org, name in found}
 
     def is_active(self, user_id: UUID) -> bool:
         """Whether the application has the user, not deleted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -26,10 +27,12 @@ class Actions:
         explain: why a number is what it is, as labels and lines; from the metric, the month, the
             user and the organisation, or neither for the platform.
         start_rollup: starts the job for days `[start, end)`, and gives the run's id.
+        document_models: dbt's pages of the models, in one file.
     """
 
     explain: Callable[[str, date, UUID | None, UUID | None], Told]
     start_rollup: Callable[[date, date], str]
+    document_models: Callable[[], Path]
 
 
 @dataclass(frozen=True)
