@@ -185,6 +185,19 @@ def test_the_pipeline_builds_the_same_with_the_metrics(home: Home) -> None:
     assert not [test for test in transformer.data_tests() if "semantic" in test]
 
 
+def test_a_reader_s_target_sends_no_run_elsewhere(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, settings = home
+    before = settings.snapshot_path.read_bytes()
+    monkeypatch.setenv("USAGE_DBT_TARGET", "snapshot")
+    transformer = Transformer(settings)
+    with transformer.timings.stage("all"):
+        (built,) = transformer.run("subscriptions_by_plan_daily")
+    assert (built.name, built.status) == ("subscriptions_by_plan_daily", "success")
+    assert settings.snapshot_path.read_bytes() == before
+
+
 def _assets(folder: str) -> list[dict[str, Any]]:
     files = sorted((SUPERSET / folder).rglob("*.yaml"))
     assert files
