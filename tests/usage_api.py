@@ -79,7 +79,9 @@ class UsageApi:
             for index, event in enumerate(call.events):
                 result = {"index": index, "id": event["id"], "status": "accepted"}
                 if event["event_type"] == "poison":
-                    result |= {"status": "rejected", "error": {"title": "Bad", "detail": "no"}}
+                    error = {"loc": ["event_data", "a"], "msg": "is private"}
+                    bad = {"title": "Bad", "detail": "Not valid.", "errors": [error]}
+                    result |= {"status": "rejected", "error": bad}
                 elif event["id"] in self.stored:
                     self.doubled += 1
                     result["status"] = "duplicate"

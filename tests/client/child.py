@@ -60,6 +60,18 @@ def fork(client: UsageClient) -> None:
         os.waitpid(child, 0)
 
 
+def fork_and_die(client: UsageClient) -> None:
+    """The child is killed with a queue of its own, then the parent waits for the same."""
+    log(client, 10, "parent")
+    child = os.fork()
+    if not child:
+        log(client, 7, "child")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.write(1, b"ready\n")
+    sys.stdin.readline()
+
+
 def fork_in_answer(client: UsageClient) -> None:
     """While the thread reads an answer, which ends when the child's event is there."""
     log(client, 1, "parent")

@@ -144,6 +144,20 @@ def test_the_number_of_a_living_process_is_not_told(api: UsageApi, tmp_path: Pat
     assert UsageClient(api.url, directory=tmp_path).lost >= len(promised.split()) > 0
 
 
+def test_forked_processes_have_numbers_of_their_own(api: UsageApi, tmp_path: Path) -> None:
+    api.always["/api/usage/events"] = lambda call: Reply(503, {})
+    parent = start("fork_and_die", api.url, tmp_path, stdin=subprocess.PIPE)
+    assert parent.stdout
+    try:
+        while parent.stdout.readline() != "ready\n":
+            assert parent.poll() is None
+        assert UsageClient(api.url, directory=tmp_path).lost == 7
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert UsageClient(api.url, directory=tmp_path).lost == 10
+
+
 def test_clients_of_one_process_leave_each_other_alone(api: UsageApi, tmp_path: Path) -> None:
     api.always["/api/usage/events"] = problem(503, "Unavailable", Retry_After="3000")
     first = UsageClient(api.url, directory=tmp_path)

@@ -222,7 +222,10 @@ def _verdict(result: Mapping[str, Any]) -> str | None:
     if status != "rejected":
         raise ValueError(status)
     problem = result.get("error") or {}
-    return str(problem.get("detail") or problem.get("title") or "no reason was given")
+    said = str(problem.get("detail") or problem.get("title") or "no reason was given").rstrip(".")
+    # Where, but not the message, which may hold the value.
+    places = [".".join(map(str, error["loc"])) for error in problem.get("errors", ())]
+    return f"{said} ({', '.join(places)})" if places else said
 
 
 def _retry_after(response: HTTPResponse) -> float | None:
