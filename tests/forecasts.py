@@ -10,7 +10,7 @@ from decimal import Decimal
 from math import floor, sqrt
 from typing import Any
 
-import duckdb
+from support import warehouse_in_memory
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 WEIGHTS = (1000, 600, 360, 216, 130, 78, 47, 28)
@@ -172,13 +172,8 @@ class World:
 
     def __init__(self, models: dict[str, str]) -> None:
         self.models = models
-        self.db = duckdb.connect()
-        self.db.execute("attach ':memory:' as warehouse; use warehouse")
-        self.db.execute(f"""
-            create table stg_calendar as
-            select cast(day as date) as calendar_date
-            from range(date '{FIRST}', date '{LAST}', interval 1 day) as days (day);
-            create table stg_landed_days (usage_date date);
+        self.db = warehouse_in_memory(FIRST, LAST)
+        self.db.execute("""
             create table usage_daily (usage_date date, user_id uuid, org_id uuid,
                 metric_type varchar, total_quantity decimal(38, 9));
             create view active_users_daily as select distinct usage_date, user_id from usage_daily;
