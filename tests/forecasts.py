@@ -39,8 +39,6 @@ class Fit:
         """What is expected so many days ahead, and half the width of the band."""
         assert self.level is not None
         level = self.level + self.trend * damping(step)
-        if not self.may_be_negative:
-            level = max(level, 0)
         return level * self.factors[day.weekday()], self.spread * (1 + 0.007 * step)
 
 
@@ -93,6 +91,9 @@ def fit(
     if min(len(recent), len(older)) >= 14:
         trend = (sum(recent) / len(recent) - sum(older) / len(older)) / 28
     level = mean + 5 * trend
+    if not negative:
+        level = max(level, 0)
+        trend = max(trend, -0.075 * level)
     factors = [1.0] * 7
     if sum(seen.values()) > 0:
         usual = pattern(seen, landed, end)

@@ -34,7 +34,7 @@ meters:
 # One more in the last digit of one column of each table.
 DIGIT = {
     **dict.fromkeys((table.name for table in SERVED_TABLES), "total_quantity"),
-    "usage_limit_status": "used_quantity",
+    "usage_limits_monthly": "used_quantity",
     "platform_metrics_daily": "stickiness",
     "platform_metrics_monthly": "total_users",
     "subscriptions_by_plan_daily": "active_subscriptions",
