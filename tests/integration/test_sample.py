@@ -117,7 +117,7 @@ def test_same_arguments_give_the_same_rows(server: Any, sample_database: str) ->
 
 def test_events_of_a_seed_are_those_of_earlier_releases(sample_database: str) -> None:
     """Whatever becomes of the plans: other tests and figures of the docs count on them."""
-    assert fingerprints(sample_database)["usage_events"] [:8] == "3b70510a"
+    assert fingerprints(sample_database)["usage_events"][:8] == "3b70510a"
 
 
 def test_most_are_well_within_their_plan_and_a_few_beyond_it(sample_database: str) -> None:
