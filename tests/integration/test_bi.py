@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -117,9 +116,6 @@ METRICS = [
 ]
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("dbt_metricflow"), reason="dbt-metricflow is not installed"
-)
 def test_the_metrics_equal_the_marts(home: Home, tmp_path: Path) -> None:
     _, settings = home
     project = tmp_path / "dbt_project"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import typer
@@ -36,9 +37,11 @@ def web(
     Example: `usage-pipeline web --port 8000`
     """
     settings = valid_settings()
-    if settings.development and host not in LOOPBACK:
+    for name in (host, urlsplit(settings.web_url).hostname):
+        if not settings.development or name in LOOPBACK:
+            continue
         raise UsagePipelineError(
-            f"The development sign-in, without a password, is for this machine, and not for {host}",
+            f"The development sign-in, without a password, is for this machine, and not for {name}",
             "Set up a sign-in (docs/web.md), or USAGE_WEB_DEVELOPMENT=false",
         )
     with interrupts.awaited() as stopped:
