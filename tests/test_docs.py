@@ -105,6 +105,7 @@ def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
         **tables,
         "usage_aggregations": "id",
         "usage_forecast": "scope, user_id, org_id, metric_type, forecast_date",
+        "usage_limit_status": "scope, user_id, org_id, metric_type",
         "usage_alerts": "scope, user_id, org_id, metric_type, month, threshold",
     }
 

@@ -31,11 +31,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; a document that is bytes goes out as it is. Status 0 hangs up."""
+    """One answer; a document that is bytes goes out as it is. Status 0 hangs up.
+
+    Attributes:
+        halfway: what happens before the second half of the document goes out.
+    """
 
     status: int
     document: Any = None
     headers: tuple[tuple[str, str], ...] = ()
+    halfway: Callable[[], object] | None = None
 
 
 class UsageApi:
@@ -74,7 +79,9 @@ class UsageApi:
             for index, event in enumerate(call.events):
                 result = {"index": index, "id": event["id"], "status": "accepted"}
                 if event["event_type"] == "poison":
-                    result |= {"status": "rejected", "error": {"title": "Bad", "detail": "no"}}
+                    error = {"loc": ["event_data", "a"], "msg": "is private"}
+                    bad = {"title": "Bad", "detail": "Not valid.", "errors": [error]}
+                    result |= {"status": "rejected", "error": bad}
                 elif event["id"] in self.stored:
                     self.doubled += 1
                     result["status"] = "duplicate"
@@ -115,6 +122,7 @@ def usage_api(port: int = 0) -> Iterator[UsageApi]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -136,6 +144,10 @@ def usage_api(port: int = 0) -> Iterator[UsageApi]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
+            if reply.halfway:
+                self.wfile.write(text[: len(text) // 2])
+                reply.halfway()
+                text = text[len(text) // 2 :]
             self.wfile.write(text)
 
         do_POST = do_GET

@@ -5,6 +5,7 @@ What it was promised, an id for each event, goes to its standard output at once 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,38 @@ def fork(client: UsageClient) -> None:
         log(client, 5, "parent")
     for child in children:
         os.waitpid(child, 0)
+
+
+def fork_and_die(client: UsageClient) -> None:
+    """The child is killed with a queue of its own, then the parent waits for the same."""
+    log(client, 10, "parent")
+    child = os.fork()
+    if not child:
+        log(client, 7, "child")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.write(1, b"ready\n")
+    sys.stdin.readline()
+
+
+def fork_in_answer(client: UsageClient) -> None:
+    """While the thread reads an answer, which ends when the child's event is there."""
+    log(client, 1, "parent")
+    sys.stdin.readline()
+    child = os.fork()
+    log(client, 1, "parent" if child else "child")
+    if child:
+        os.waitpid(child, 0)
+
+
+def late(client: UsageClient) -> None:
+    """The first event when the interpreter is about to end."""
+
+    def at_the_end() -> None:
+        log(client, 3)
+        client.flush(60)
+
+    atexit.register(at_the_end)
 
 
 def fork_under_load(client: UsageClient) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,29 @@ CHILD = Path(__file__).with_name("child.py")
 USER = "5f0c8c9e-8f6e-4d0e-9a44-0c1b2d3e4f50"
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(CHILD), *map(str, arguments)],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT_DIR)},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-@pytest.mark.parametrize(("how", "code"), [("end", 0), ("terminate", 0), ("fail", 1)])
-def test_a_process_sends_what_it_has_before_it_ends(api: UsageApi, how: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "code", "events"),
+    [("end", 0, 250), ("terminate", 0, 250), ("fail", 1, 250), ("late", 0, 3)],
+)
+def test_a_process_sends_what_it_has_before_it_ends(
+    api: UsageApi, how: str, code: int, events: int
+) -> None:
     child = start(how, api.url)
     promised, said = child.communicate(timeout=120)
     assert child.returncode == code, said
     assert set(promised.split()) == set(api.stored)
-    assert (len(api.stored), api.doubled) == (250, 0)
+    assert (len(api.stored), api.doubled) == (events, 0)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,39 @@ def test_forked_processes_send_their_own_events_only(
     assert sorted(promised.split()) == sorted(api.stored)
     assert (len(api.of_type("child")), api.doubled) == (child, 0)
     assert parent in (None, len(api.of_type("parent")))
+
+
+def test_a_fork_does_not_wait_for_what_its_parent_reads(api: UsageApi) -> None:
+    """The answer to the parent ends only when the child's event has arrived."""
+    arrived = threading.Event()
+
+    def half(call: Call) -> Reply:
+        def let_it_fork() -> None:
+            os.write(told, b"\n")
+            assert arrived.wait(60)
+
+        return dataclasses.replace(api.take(call), halfway=let_it_fork)
+
+    def take(call: Call) -> Reply:
+        reply = api.take(call)
+        if api.of_type("child"):
+            arrived.set()
+        return reply
+
+    api.answers["/api/usage/events"] = [half]
+    api.always["/api/usage/events"] = take
+    listening, told = os.pipe()
+    process = start("fork_in_answer", api.url, stdin=listening)
+    try:
+        promised, said = process.communicate(timeout=60)
+    finally:
+        arrived.set()
+        process.kill()
+        os.close(listening)
+        os.close(told)
+    assert process.returncode == 0, said
+    assert sorted(promised.split()) == sorted(api.stored)
+    assert (len(api.of_type("parent")), len(api.of_type("child")), api.doubled) == (2, 1, 0)
 
 
 def test_a_process_does_not_wait_for_ever_to_end(api: UsageApi, tmp_path: Path) -> None:
@@ -101,6 +142,20 @@ def test_the_number_of_a_living_process_is_not_told(api: UsageApi, tmp_path: Pat
         child.kill()
         promised, _ = child.communicate()
     assert UsageClient(api.url, directory=tmp_path).lost >= len(promised.split()) > 0
+
+
+def test_forked_processes_have_numbers_of_their_own(api: UsageApi, tmp_path: Path) -> None:
+    api.always["/api/usage/events"] = lambda call: Reply(503, {})
+    parent = start("fork_and_die", api.url, tmp_path, stdin=subprocess.PIPE)
+    assert parent.stdout
+    try:
+        while parent.stdout.readline() != "ready\n":
+            assert parent.poll() is None
+        assert UsageClient(api.url, directory=tmp_path).lost == 7
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert UsageClient(api.url, directory=tmp_path).lost == 10
 
 
 def test_clients_of_one_process_leave_each_other_alone(api: UsageApi, tmp_path: Path) -> None:

@@ -68,9 +68,9 @@ WAREHOUSE_TABLES = {
     " metric_type varchar, as_of_date date, window_start timestamptz, window_end timestamptz,"
     " total_quantity decimal(38,9), previous_quantity decimal(38,9),"
     " change_ratio decimal(38,9), event_count bigint",
-    "usage_limit_status": "scope varchar, user_id uuid, org_id uuid, metric_type varchar,"
-    " month date, plan varchar, used_quantity decimal(38,9), limit_quantity decimal(38,9),"
-    " used_ratio decimal(38,9), status varchar",
+    "usage_limits_monthly": "month date, scope varchar, user_id uuid, org_id uuid,"
+    " metric_type varchar, plan varchar, used_quantity decimal(38,9),"
+    " limit_quantity decimal(38,9), used_ratio decimal(38,9), status varchar",
     "usage_forecast_models": "scope varchar, user_id uuid, org_id uuid, metric_type varchar,"
     " as_of_date date, history_days bigint, level decimal(38,9), trend decimal(38,9),"
     " monday decimal(38,9), tuesday decimal(38,9), wednesday decimal(38,9),"
@@ -128,10 +128,11 @@ ROWS = f"""
     insert into usage_summary values
         ('platform', null, null, 'week', 'api_call', '2025-04-01', getvariable('morning'),
          getvariable('morning'), 5.25, null, null, 6);
-    insert into usage_limit_status values
-        ('user', '{ADA}', null, 'api_call', '2025-04-01', 'free', -3.25, null, null, 'ok'),
-        ('org', null, '{ORG}', 'api_call', '2025-04-01', 'team', 1.5, 1.5, 1, 'exceeded'),
-        ('member', '{ADA}', '{ORG}', 'api_call', '2025-04-01', 'team', null, 0, null, null);
+    insert into usage_limits_monthly values
+        ('2025-04-01', 'user', '{ADA}', null, 'api_call', 'free', -3.25, null, null, 'ok'),
+        ('2025-04-01', 'org', null, '{ORG}', 'api_call', 'team', 1.5, 1.5, 1, 'exceeded'),
+        ('2025-04-01', 'member', '{ADA}', '{ORG}', 'api_call', 'team', null, 0, null, null),
+        ('2025-03-01', 'org', null, '{ORG}', 'api_call', 'team', 7, 1.5, 4.666666667, 'exceeded');
     insert into usage_forecast_models values
         ('platform', null, null, 'api_call', '2025-04-01', 56, 5.25, 0.125, 1, 1, 1, 1, 1, 1, 0.5,
          1.75, false),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import date
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -39,17 +40,20 @@ class Connection:
         timeout: seconds without a sign of life from the other side.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address or the key is none.
     """
 
     def __init__(self, url: str, key: str | None, timeout: float) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise ValueError("The address is not http:// or https:// with a host, or postgresql://")
+        self._key = (key or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ValueError("The key has characters that no header can hold")
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._new = partial(kind, parts.hostname, parts.port, timeout=timeout)
+        self._connection: HTTPConnection = self._new()
         self._path = parts.path.rstrip("/") or "/api"
-        self._key = key
 
     def request(
         self, method: str, target: str, body: bytes | None = None
@@ -69,8 +73,13 @@ class Connection:
             return self._exchange(method, target, body)
 
     def close(self) -> None:
-        """Close it. In a fork, the parent's socket stays open."""
+        """Close it; the next request opens another one."""
         self._connection.close()
+
+    def forget(self) -> None:
+        """Leave it to the parent. To close the copy could wait for a lock of the parent's thread,
+        which reads from it."""
+        self._connection = self._new()
 
     def _exchange(self, method: str, target: str, body: bytes | None) -> tuple[HTTPResponse, bytes]:
         headers = {"Accept": "application/json", "User-Agent": "usage-pipeline-client"}
@@ -82,8 +91,8 @@ class Connection:
             self._connection.request(method, self._path + target, body, headers)
             response = self._connection.getresponse()
             text = response.read(_MAX_ANSWER_BYTES + 1)
-            if len(text) > _MAX_ANSWER_BYTES:
-                raise HTTPException("the answer has no end")
+            if len(text) > _MAX_ANSWER_BYTES or response.length:
+                raise HTTPException("the answer was cut off")
             return response, text
         except BaseException:
             self._connection.close()  # what is left of this answer is not the next one's
@@ -121,7 +130,7 @@ class ApiTransport:
         self._connection.close()
 
     def forget(self) -> None:
-        self._connection.close()
+        self._connection.forget()
 
 
 class ApiReader:
@@ -213,7 +222,10 @@ def _verdict(result: Mapping[str, Any]) -> str | None:
     if status != "rejected":
         raise ValueError(status)
     problem = result.get("error") or {}
-    return str(problem.get("detail") or problem.get("title") or "no reason was given")
+    said = str(problem.get("detail") or problem.get("title") or "no reason was given").rstrip(".")
+    # Where, but not the message, which may hold the value.
+    places = [".".join(map(str, error["loc"])) for error in problem.get("errors", ())]
+    return f"{said} ({', '.join(places)})" if places else said
 
 
 def _retry_after(response: HTTPResponse) -> float | None:

@@ -100,9 +100,9 @@ def _quantity(value: object) -> str:
 def _instant(value: datetime | None) -> str:
     if value is None:
         return datetime.now(UTC).isoformat()
-    if not isinstance(value, datetime) or value.tzinfo is None:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
         raise BadEventError("created_at is not a datetime with a time zone")
-    return value.isoformat()
+    return value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _event_data(value: object) -> bytes:

@@ -65,7 +65,7 @@ class Sender:
         self._closed = False
         self._begin()
         if directory:
-            with suppress(OSError, ImportError):  # `_start` meets it again
+            with suppress(OSError, ImportError):  # `_keep_running` meets it again
                 self.lost = take_lost(directory)
         if self.lost:
             _log.warning("Processes that were killed lost up to %d usage events", self.lost)
@@ -78,6 +78,7 @@ class Sender:
         self._urgent = threading.Condition(self._lock)  # for the thread: somebody waits for it
         self._settled = threading.Condition(self._lock)  # for those who wait
         self._thread: threading.Thread | None = None
+        self._starting = False
         self._events: deque[Event] = deque()
         self._in_hand: list[Event] = []
         self._suspects: list[Event] = []  # failed by themselves, and nothing was taken since
@@ -104,8 +105,7 @@ class Sender:
             closed = self._closes_at is not None
             taken = bool(self._transport) and not closed and self.pending < self._capacity
             if taken:
-                if self._thread is None or not self._thread.is_alive():
-                    self._start()
+                self._keep_running()
                 self._number += 1
                 event.number = self._number
                 self._events.append(event)
@@ -136,8 +136,11 @@ class Sender:
         """
         with self._lock:
             newest = self._wanted = self._number
+            if self.pending and self._closes_at is None:
+                self._keep_running()
             self._be_urgent()
-            return self._settled.wait_for(lambda: not self._waits(newest), timeout)
+            self._settled.wait_for(lambda: not self._waits(newest) or not self._runs(), timeout)
+            return not self._waits(newest)
 
     def close(self, timeout: float | None = None) -> None:
         """Send what is there, in `timeout` seconds (`exit_timeout` unless given), and stop."""
@@ -146,8 +149,8 @@ class Sender:
                 seconds = self._exit_timeout if timeout is None else timeout
                 self._closes_at = time.monotonic() + seconds
             self._be_urgent()
-            thread = self._thread
-        if thread and thread.is_alive():
+            thread = self._thread if self._runs() else None
+        if thread:
             thread.join(max(0.0, self._closes_at - time.monotonic()))
         elif self._transport:
             self._run()  # at the end of the interpreter no thread can be started any more
@@ -165,7 +168,13 @@ class Sender:
             self._file.forget()
         self._begin()
 
-    def _start(self) -> None:
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _keep_running(self) -> None:
+        """Start the thread: the first time, and should it ever have died."""
+        if self._runs() or self._starting:  # starting: in a signal's handler, within this
+            return
         if self._directory and not self._file:
             try:
                 self._file = PendingFile(self._directory)
@@ -178,8 +187,10 @@ class Sender:
 
             Finalize(None, self.close, exitpriority=10)
         self._thread = threading.Thread(target=self._run, name="usage-client", daemon=True)
+        self._starting = True
         with suppress(RuntimeError):  # the interpreter is about to end: `close` sends
             self._thread.start()
+        self._starting = False
 
     def _run(self) -> None:
         assert self._transport
@@ -191,7 +202,7 @@ class Sender:
             except SendError as error:
                 self._failed(error)
             except Exception as error:  # whatever happens, the thread goes on
-                self._failed(SendError(repr(error), answered=True))
+                self._failed(SendError(type(error).__name__, answered=True))
             else:
                 self._taken(verdicts)
         self._transport.close()
@@ -199,6 +210,8 @@ class Sender:
             if self._file:
                 self._file.close()
                 self._file = None
+            self._thread = None
+            self._settled.notify_all()
 
     def _next_batch(self) -> Sequence[Event]:
         """Wait for events, and for others to go with them; nothing when it is time to stop."""
