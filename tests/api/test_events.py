@@ -11,8 +11,11 @@ from uuid import uuid4
 import psycopg2
 import pytest
 from conftest import DatabaseFactory
+from pydantic import SecretStr
 from served import ACCOUNTS, ACME, ADMIN, MEMBER, STRANGER, Served, ServedFactory, bearer, by_token
 from starlette.testclient import TestClient
+
+from usage_pipeline.operations.doctor import examine
 
 DAY = "2025-05-03T10:15:00Z"
 DEEP = json.loads("[" * 32 + "]" * 32)
@@ -361,6 +364,32 @@ def test_the_role_may_insert_and_no_more(taking: Served) -> None:
         with pytest.raises(psycopg2.errors.InsufficientPrivilege), connection.cursor() as cursor:
             cursor.execute(statement)
         connection.close()
+
+
+def test_doctor_tells_whether_the_roles_may(taking: Served, served: Served) -> None:
+    def found(**variables: SecretStr) -> dict[str, tuple[bool, str]]:
+        settings = taking.settings.model_copy(update=variables)
+        return {f.what: (f.ok, f.detail) for f in examine(settings)}
+
+    assert found()["ingestion"] == (True, "may insert events")
+    taking.source.execute("revoke select (id) on usage_events from usage_ingest")
+    try:
+        ok, said = found()["ingestion"]
+        assert not ok
+        assert "permission denied for table usage_events" in said
+    finally:
+        taking.source.execute("grant select (id) on usage_events to usage_ingest")
+    pages = found(
+        publish_database_url=SecretStr(served.source.url),
+        web_database_url=SecretStr(served.source.url.replace("postgres@", "usage_ingest@")),
+    )["usage pages"]
+    assert pages == (False, "USAGE_WEB_DATABASE_URL may not read the schema usage")
+    readers = SecretStr(served.source.url.replace("postgres@", "dashboard@"))
+    pages = found(
+        publish_database_url=SecretStr(served.source.url),
+        web_database_url=readers,
+    )["usage pages"]
+    assert pages[0], pages
 
 
 def test_without_a_role_events_are_not_taken(serve: ServedFactory) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from support import AppDatabase
 
@@ -35,7 +37,9 @@ def databases(new_database: Any) -> Iterator[tuple[AppDatabase, AppDatabase]]:
     """The application's and Dagster's, with the roles as the README makes them."""
     app, storage = new_database(), new_database(schema=False)
     for statement in statements():
-        app.execute(statement)
+        unless_there = f"begin {statement}; exception when duplicate_object then null; end"
+        is_role = statement.startswith("create role")  # other tests know readers, too
+        app.execute(f"do $$ {unless_there} $$" if is_role else statement)
     name = storage.query("select current_database()")[0][0]
     storage.execute(f'alter database "{name}" owner to dagster')
     yield app, storage
@@ -43,7 +47,8 @@ def databases(new_database: Any) -> Iterator[tuple[AppDatabase, AppDatabase]]:
         for database in (app, storage):
             database.execute(f"reassign owned by {role} to postgres; drop owned by {role}")
     for role in ROLES:
-        app.execute(f"drop role {role}")
+        with suppress(psycopg2.errors.DependentObjectsStillExist):
+            app.execute(f"drop role {role}")
 
 
 @pytest.fixture(scope="module")

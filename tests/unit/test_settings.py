@@ -243,3 +243,25 @@ def test_a_value_of_another_kind_is_named_with_its_column() -> None:
     assert "'me'" in said
     assert "user_id" in said
     assert "leave them out in usage_pipeline/app_db/queries/" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "development"),
+    [
+        ({}, True),
+        ({"USAGE_WEB_URL": "http://localhost:9000"}, True),
+        ({"USAGE_WEB_URL": "https://usage.example.com"}, False),
+        ({"USAGE_APP_DATABASE_URL": "postgresql://u@db/app"}, False),
+        ({"USAGE_JWT_SECRET": "x" * 32}, False),
+        ({"USAGE_JWKS_URL": "https://auth.example.com/jwks.json"}, False),
+        ({"USAGE_OIDC_ISSUER": "https://login.example.com"}, False),
+        ({"USAGE_WEB_DEVELOPMENT": "false"}, False),
+        ({"USAGE_WEB_DEVELOPMENT": "true", "USAGE_JWT_SECRET": "x" * 32}, True),
+    ],
+)
+def test_users_are_picked_where_nothing_else_is_set(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], development: bool
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().development is development

@@ -44,6 +44,11 @@ def _statement() -> sqlalchemy.TextClause:
     return sqlalchemy.text(_INCOMING + own.read_text("utf-8").strip().rstrip(";"))
 
 
+def require_insert(connection: sqlalchemy.Connection) -> None:
+    """Plan the statement, which asks for all its privileges, and run nothing."""
+    connection.execute(sqlalchemy.text(f"explain {_statement()}"), _arrays([]))
+
+
 def insert_events(
     connection: sqlalchemy.Connection, events: Sequence[Event]
 ) -> tuple[set[UUID], set[UUID]]:

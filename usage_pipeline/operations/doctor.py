@@ -28,6 +28,8 @@ from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving.views import RELATIONS
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse import writer
+from usage_pipeline.web.ingestion import Ingestion
+from usage_pipeline.web.reader import NotPublished, open_reader
 
 MINIMUM_POSTGRES = 130_000
 MINIMUM_FREE_BYTES = 2 * 1024**3
@@ -52,6 +54,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _probe("publish database", lambda: _publish(settings))
     if settings.smtp_url:
         yield from _probe("mail server", lambda: _mail_server(settings))
+    if settings.web_database_url:
+        yield from _probe("usage pages", lambda: _pages(settings))
+    if settings.ingest_database_url:
+        yield from _probe("ingestion", lambda: _ingestion(settings))
     yield from _probe("Dagster storage", lambda: _storage(dagster_database_url(settings)))
     yield from _probe("Postgres extension of DuckDB", lambda: _extension(settings))
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -148,6 +154,32 @@ def _publish(settings: Settings) -> str:
             _require_owner(cursor, table, schema)
         connection.rollback()
     return f"schema {schema} can be written"
+
+
+def _pages(settings: Settings) -> str:
+    """Who may not look into a schema sees none, which is as if nothing were published."""
+    try:
+        with open_reader(settings).open() as published:
+            return f"snapshot of {published.snapshot.published_at:%Y-%m-%d %H:%M} UTC"
+    except NotPublished as error:
+        url = publish_database_url(settings)
+        with (
+            connect(url, "USAGE_PUBLISH_DATABASE_URL") as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("select to_regclass(%s)", (f'"{settings.publish_schema}".snapshot',))
+            (there,) = cursor.fetchone() or (None,)
+        if there is None:
+            return "nothing is published yet"
+        raise UsagePipelineError(
+            f"USAGE_WEB_DATABASE_URL may not read the schema {settings.publish_schema}",
+            "Grant its role usage_reader (docs/web.md)",
+        ) from error
+
+
+def _ingestion(settings: Settings) -> str:
+    Ingestion(settings).require_role()
+    return "may insert events"
 
 
 def _mail_server(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from usage_pipeline.app_db.incoming import Event, insert_events
+from usage_pipeline.app_db.incoming import Event, insert_events, require_insert
 from usage_pipeline.infra.database_urls import app_database_url
 from usage_pipeline.infra.postgres_pool import Pool
 from usage_pipeline.settings import FIRST_POSSIBLE_DAY, Settings
@@ -157,6 +157,15 @@ class Ingestion:
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
+
+    def require_role(self) -> None:
+        """That the role may write; nothing is written.
+
+        Raises:
+            UsagePipelineError: it may not, or the source is away.
+        """
+        with self._pool.connect() as connection:
+            require_insert(connection)
 
     def write(self, events: Sequence[Event]) -> list[Written]:
         """Write events in one transaction; what became of each, in their order. Of several with one

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
+from itertools import chain
 
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.serving.exports import export_user_events
+from usage_pipeline.serving.exports import stream_events
 from usage_pipeline.web import figures
 from usage_pipeline.web.figures import Period, State, Subject
 from usage_pipeline.web.identity import MANAGERS, Identity
@@ -170,9 +171,14 @@ def events_file(web: FromWeb, identity: SignedIn, month: str | None = None) -> R
     with web.reader.open() as published:
         first: date = month_of(figures.state(published), month)
     try:
-        path = export_user_events(web.settings, first, identity.user_id)
+        lines = stream_events(web.settings, first, user_id=identity.user_id)
     except UsagePipelineError as error:
         raise HTTPException(404, f"{error.problem}.") from None
-    return FileResponse(
-        path, media_type=MEDIA_TYPE, headers=headers_of(f"usage-events-{first:%Y-%m}.csv")
+    header, some = next(lines), next(lines, None)
+    if some is None:
+        raise HTTPException(404, f"You have no events in {first:%Y-%m}.")
+    return StreamingResponse(
+        chain([header, some], lines),
+        media_type=MEDIA_TYPE,
+        headers=headers_of(f"usage-events-{first:%Y-%m}.csv"),
     )
