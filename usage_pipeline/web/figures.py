@@ -384,7 +384,7 @@ def limits(
     orgs: Sequence[UUID] = (),
     member: UUID | None = None,
 ) -> list[Row]:
-    """Rows of `usage_limit_status`, the fullest first.
+    """Rows of `usage_limit_status`, the fullest first, all by one question.
 
     Args:
         personal: whose personal use.
@@ -396,11 +396,15 @@ def limits(
         "scope = 'org' and user_id is null and org_id = any(:orgs)": orgs,
         "scope = 'member' and user_id = :member and org_id = any(:orgs)": orgs and member,
     }
-    asked = {"personal": personal, "orgs": list(orgs), "member": member}
-    found: list[Row] = []
-    for whose, asked_for in scopes.items():
-        if asked_for:
-            found += published.rows(f"select * from usage_limit_status where {whose}", **asked)
+    wanted = [whose for whose, asked_for in scopes.items() if asked_for]
+    if not wanted:
+        return []
+    found = published.rows(
+        f"select * from usage_limit_status where {' or '.join(f'({each})' for each in wanted)}",
+        personal=personal,
+        orgs=list(orgs),
+        member=member,
+    )
     worst = {"exceeded": 0, "warning": 1, "ok": 2}
     return sorted(
         found,
