@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast faults check lint docs bench bench-quick lock clean
+.PHONY: help demo up test test-fast faults check lint docs client-wheel bench bench-quick lock clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 13
@@ -44,6 +44,10 @@ lint: $(VENV)/.installed ## Linters, types, import contract.
 
 docs: $(VENV)/.installed ## Write the tables and figures of the documents from code and benchmark.
 	$(BIN)/python docs/generate.py
+
+client-wheel: $(VENV)/.installed ## The wheel that applications install, in dist/.
+	rm -rf clients/python/build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist clients/python
 
 check: lint test ## What CI runs.
 

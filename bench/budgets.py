@@ -93,5 +93,13 @@ SOURCE_LOCKS = Budget(
     "work on the source: no locks but AccessShareLock", 0, unit="locks but AccessShareLock"
 )
 EXPORTS = Budget("per-user exports, 50,000 users", 5_000, 8_000, least=True, unit="files/s")
+ON_TOP = Budget("limits, forecast, anomalies, alerts on top of a night", 15, 5, unit="%")
+PAGES = Budget(
+    "usage page, first byte to complete on the server, 200 concurrent readers during a publish, "
+    "p95",
+    0.5,
+    0.2,
+    unit="s",
+)
 PEAK_MEMORY = Budget("peak memory of any process", 1.5, 1.0, unit="GiB")
 DEMO = Budget("`make demo` after installation", 60, 30, unit="s")

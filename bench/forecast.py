@@ -4,6 +4,9 @@ A history is rolled up by the pipeline, in a home and an embedded Postgres of it
 or events of a file. Its last weeks are landed a fortnight at a time, and after each the published
 `usage_forecast_accuracy` is noted: a rolling back-test. Then days are made odd in the source,
 rolled up again, and looked for in `usage_anomalies`; what else is found was odd before, or is not.
+
+With `--statsforecast PYTHON`, an interpreter that has that package, its models forecast the same
+days of the same series.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import subprocess
 import tempfile
 from collections import defaultdict
 from datetime import date, timedelta
@@ -19,13 +23,15 @@ from statistics import mean
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from usage_pipeline.app_db.sample import load_sample
 from usage_pipeline.app_db.schema import create_schema
 from usage_pipeline.audit.gate import blocking_failures
 from usage_pipeline.days import DayRange, ranges_of_days
 from usage_pipeline.infra.database_urls import app_database_url
-from usage_pipeline.infra.duckdb_files import quoted
+from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
@@ -43,6 +49,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--events", type=Path, metavar="CSV", help="instead of the sample")
     parser.add_argument("--days", type=int, default=200, help="of history; default %(default)s")
     parser.add_argument("--odd", type=int, default=60, help="days made odd; default %(default)s")
+    parser.add_argument("--statsforecast", metavar="PYTHON", help="compare with its models too")
     chosen = parser.parse_args(words)
     home = Path(tempfile.mkdtemp(prefix="f"))
     try:
@@ -56,7 +63,12 @@ def main(words: list[str] | None = None) -> None:
         else:
             days, zone = chosen.days, settings.zone
             load_sample(url, events=300_000, days=days, users=800, seed=7, end=end, zone=zone)
-        _print_accuracy(_back_test(settings, DayRange(start, end)))
+        series: dict[tuple[Any, ...], dict[str, Any]] = {}
+        _print_accuracy(_back_test(settings, DayRange(start, end), series))
+        if chosen.statsforecast:
+            pq.write_table(pa.Table.from_pylist([*series.values()]), home / "series.parquet")
+            peers = Path(__file__).with_name("forecast_peers.py")
+            subprocess.run([chosen.statsforecast, peers, home / "series.parquet"], check=True)
         _print_anomalies(*_odd_days(settings, url, end, chosen.odd))
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -98,8 +110,14 @@ def _published(settings: Settings, query: str) -> list[tuple[Any, ...]]:
         return db.execute(query).fetchall()
 
 
-def _back_test(settings: Settings, days: DayRange) -> dict[tuple[str, int], list[list[float]]]:
-    """By scope and horizon, of each origin and meter: MASE, naive MASE, coverage, series."""
+def _back_test(
+    settings: Settings, days: DayRange, series: dict[tuple[Any, ...], dict[str, Any]]
+) -> dict[tuple[str, int], list[list[float]]]:
+    """By scope and horizon, of each origin and meter: MASE, naive MASE, coverage, series.
+
+    Args:
+        series: takes what was compared, with its days.
+    """
     found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
     start = days.start
     for number in range(ORIGINS):
@@ -112,6 +130,59 @@ def _back_test(settings: Settings, days: DayRange) -> dict[tuple[str, int], list
             " from usage_forecast_accuracy where scope in ('platform', 'org') or series >= 5",
         ):
             found[scope, horizon].append([float(figure) for figure in figures])
+        series |= _compared(settings)
+    return found
+
+
+def _compared(settings: Settings) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Each forecast that was compared with what came: its outcome, and its series from the first
+    day with an event to the last one that was forecast, nothing for a day without an event."""
+    subject = "scope, user_id, org_id, metric_type"
+    query = f"""
+        with cells as (
+            select case when org_id is null then 'user' else 'member' end as scope, user_id,
+                org_id, metric_type, usage_date, total_quantity from usage_daily
+            union all
+            select 'org', null, org_id, metric_type, usage_date, total_quantity
+            from org_usage_daily where org_id is not null
+            union all
+            select 'platform', null, null, metric_type, usage_date, total_quantity
+            from platform_usage_daily
+        ),
+        tested as (
+            select *, as_of_date - horizon::integer as origin_date
+            from usage_forecast_fits where mase is not null
+        ),
+        days as (
+            select tested.*, cells.usage_date, cells.total_quantity::double as quantity,
+                min(cells.usage_date) over (
+                    partition by {", ".join(f"tested.{c}" for c in subject.split(", "))},
+                        tested.as_of_date, tested.horizon
+                ) as first_date
+            from tested
+            inner join cells on cells.usage_date <= tested.as_of_date
+                and {
+        " and ".join(f"cells.{c} is not distinct from tested.{c}" for c in subject.split(", "))
+    }
+        )
+        select {subject}, as_of_date, horizon, any_value(mase)::double,
+            any_value(naive_mase)::double, any_value(days_within / tested_days)::double,
+            any_value(first_date), map_from_entries(list((usage_date, quantity)))
+        from days group by {subject}, as_of_date, horizon
+    """
+    found = {}
+    with open_duckdb(settings, settings.warehouse_path, read_only=True) as db:
+        for *key, mase, naive_mase, within, first, by_day in db.execute(query).fetchall():
+            scope, *_, as_of, horizon = key
+            length = (as_of - first).days + 1
+            found[tuple(key)] = {
+                "scope": scope,
+                "horizon": horizon,
+                "mase": mase,
+                "naive_mase": naive_mase,
+                "within": within,
+                "quantities": [by_day.get(first + timedelta(days=i)) for i in range(length)],
+            }
     return found
 
 

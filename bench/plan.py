@@ -50,6 +50,8 @@ PARTS = (
     "growth",
     "tenth",
     "year",
+    "on_top",
+    "pages",
     "exports",
     "demo",
 )
@@ -284,6 +286,21 @@ class Run:
             nights = self.shape.nights if days == self.shape.year else 0
             home = self.grown(f"tenth_after_{days}", TENTH, days, nights)
             self._roll_up(f"tenth_night_after_{days}", home, BIG_DAY, TENTH)
+
+    def _on_top(self) -> None:
+        for database, name, days in (
+            (DATABASE, "after", self.shape.history_days),
+            (TENTH, "tenth_after", self.shape.year),
+        ):
+            if database == TENTH:
+                self._fill(TENTH, self.shape.tenth())
+            home = self.grown(f"{name}_{days}", database, days)
+            self._measure(f"on_top_{name}_{days}", "project:night_in_steps", home, day=BIG_DAY)
+
+    def _pages(self) -> None:
+        home = self.grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)
+        choose = {"USAGE_WEB_DEVELOPMENT": "true"}
+        self._measure("pages", "readers:during_a_night", {**home, **choose}, day=BIG_DAY)
 
     def _exports(self) -> None:
         home = self.grown(f"after_{self.shape.history_days}", DATABASE, self.shape.history_days)

@@ -125,6 +125,54 @@ def audit() -> dict[str, Any]:
     return clock.spent()
 
 
+# What stands on totals that are there without it: by name, its tables and tests begin so.
+_ON_TOP = {
+    "limits": ("usage_limit", "plan_limits", "subscribers_"),
+    "forecasts": ("usage_forecast",),
+    "anomalies": ("usage_anomalies",),
+}
+
+
+def night_in_steps(day: str) -> dict[str, Any]:
+    """A night, step by step, to tell what limits, forecasts, anomalies and alerts cost of it.
+
+    Of publishing they have as much of the seconds as of the rows.
+    """
+    from usage_pipeline.rollup import Rollup
+
+    days = _days(day)
+    rollup = Rollup(load_settings())
+    rollup.transformer.manifest_path()
+    clock = Stopwatch()
+    rollup.land_accounts()
+    rollup.land_events(days.days())
+    rollup.build_staging()
+    rollup.build_days([days])
+    rollup.build_months([days])
+    nodes = [*rollup.build_current(), *rollup.audit()]
+    publishing = Stopwatch()
+    report = rollup.publish("bench")
+    published, after = publishing(), Stopwatch()
+    rollup.raise_alerts()
+    rollup.announce_days()
+    alerts, spent = after(), clock.spent()
+    written = {
+        name: change.inserted + change.updated + change.deleted
+        for name, change in report.tables.items()
+    }
+    rate = published / max(1, sum(written.values()))
+    rows = {
+        part: sum(count for name, count in written.items() if name.startswith(names))
+        for part, names in _ON_TOP.items()
+    }
+    seconds = {
+        part: sum(node.seconds for node in nodes if any(name in node.name for name in names))
+        + rate * rows[part]
+        for part, names in _ON_TOP.items()
+    }
+    return {**spent, "on_top": {**seconds, "alerts": alerts}, "rows_on_top": rows}
+
+
 def build_cells(day: str) -> None:
     """Land a day and build its daily models, whose rows then wait to be published."""
     from usage_pipeline.rollup import Rollup

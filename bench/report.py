@@ -18,7 +18,7 @@ from bench.budgets import GIB, Budget
 from bench.measure import MeasurementFailed
 from bench.plan import CHANGES, DLT_BACKENDS, PARTS, PLACES, Run
 from bench.server import SETTINGS
-from bench.shape import SHORT_HISTORY
+from bench.shape import READERS, SHORT_HISTORY
 
 PACKAGES = (
     "duckdb",
@@ -357,6 +357,48 @@ class Report:
             grown = (sizes[-1] - sizes[0]) / max(1, len(sizes) - 1) / MIB
             shown = f"{sizes[0] / MIB:,.0f} to {sizes[-1] / MIB:,.0f} MiB"
             yield Row(what, f"bytes: {place}", shown, f"{grown:+,.2f} MiB a night")
+
+    def _on_top(self) -> Iterator[Row]:
+        shape = self._run.shape
+        for key, of, days in (
+            (f"on_top_after_{shape.history_days}", shape, shape.history_days),
+            (f"on_top_tenth_after_{shape.year}", shape.tenth(), shape.year),
+        ):
+            what = (
+                f"on top of a night of {of.big_day_events:,} events, {of.users:,} users, "
+                f"after {days} days"
+            )
+            measured = self._run.measurements.get(key, [])
+            together = []
+            for m in measured:
+                on_top = sum(m.figures["on_top"].values())
+                together.append(100 * on_top / (m.seconds - on_top))
+            for part in measured[0].figures["on_top"] if measured else ():
+                seconds = statistics.median(m.figures["on_top"][part] for m in measured)
+                rows = measured[0].figures["rows_on_top"].get(part)
+                written = "" if rows is None else f"{rows:,} rows written"
+                yield Row(what, part, f"{seconds:.2f} s", written)
+            yield self._judged(
+                what,
+                "together, of the rest of the night",
+                budgets.ON_TOP,
+                statistics.median(together) if together else None,
+            )
+
+    def _pages(self) -> Iterator[Row]:
+        shape = self._run.shape
+        what = (
+            f"usage page of one of {shape.users:,} users, {READERS} readers during a night of "
+            f"{shape.big_day_events:,} events"
+        )
+        row = self._row(what, "95 of 100 pages within", "pages", budget=budgets.PAGES)
+        yield replace(row, cpu="")
+        for who, figure in (("half of the pages within", "median"), ("the slowest", "worst")):
+            yield replace(self._row(what, who, "pages", figure), cpu="", memory="")
+        for m in self._run.measurements.get("pages", [])[:1]:
+            rate = f"{m.figures['pages_a_second']:.0f} pages a second, of which each takes CPU"
+            size = f"{m.figures['page_bytes'] / 1000:.0f} kB the largest"
+            yield Row(what, rate, f"{1000 * m.cpu_seconds:.1f} ms", size)
 
     def _exports(self) -> Iterator[Row]:
         measured = self._run.measurements.get("exports", [])

@@ -20,6 +20,8 @@ CELLS_START = date(2025, 12, 1)  # of the database whose every event is a cell o
 EMPTY_DAY_EVENTS = 10
 MOST_ROUNDS = 10  # the near-empty days, two of them a round, must stay inside their month
 
+READERS = 200  # who look at their usage while a night runs
+
 TYPE_SHARES = {
     "record_created": 0.22,
     "api_call": 0.30,

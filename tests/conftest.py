@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from support import AppDatabase
 
 from usage_pipeline.app_db.schema import create_schema
+from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.settings import Settings
 
 SettingsFactory = Callable[..., Settings]
@@ -31,12 +33,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
     """No setting of the developer's shell reaches a test."""
+    collect_rarely()  # as in the product's processes
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("USAGE_", "DAGSTER_")):
                 patch.delenv(name)
         patch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    """Started where it can import what it is to preload; stays until the session ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

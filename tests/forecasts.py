@@ -10,7 +10,7 @@ from decimal import Decimal
 from math import floor, sqrt
 from typing import Any
 
-import duckdb
+from support import warehouse_in_memory
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 WEIGHTS = (1000, 600, 360, 216, 130, 78, 47, 28)
@@ -39,8 +39,6 @@ class Fit:
         """What is expected so many days ahead, and half the width of the band."""
         assert self.level is not None
         level = self.level + self.trend * damping(step)
-        if not self.may_be_negative:
-            level = max(level, 0)
         return level * self.factors[day.weekday()], self.spread * (1 + 0.007 * step)
 
 
@@ -93,6 +91,9 @@ def fit(
     if min(len(recent), len(older)) >= 14:
         trend = (sum(recent) / len(recent) - sum(older) / len(older)) / 28
     level = mean + 5 * trend
+    if not negative:
+        level = max(level, 0)
+        trend = max(trend, -0.075 * level)
     factors = [1.0] * 7
     if sum(seen.values()) > 0:
         usual = pattern(seen, landed, end)
@@ -172,13 +173,8 @@ class World:
 
     def __init__(self, models: dict[str, str]) -> None:
         self.models = models
-        self.db = duckdb.connect()
-        self.db.execute("attach ':memory:' as warehouse; use warehouse")
-        self.db.execute(f"""
-            create table stg_calendar as
-            select cast(day as date) as calendar_date
-            from range(date '{FIRST}', date '{LAST}', interval 1 day) as days (day);
-            create table stg_landed_days (usage_date date);
+        self.db = warehouse_in_memory(FIRST, LAST)
+        self.db.execute("""
             create table usage_daily (usage_date date, user_id uuid, org_id uuid,
                 metric_type varchar, total_quantity decimal(38, 9));
             create view active_users_daily as select distinct usage_date, user_id from usage_daily;

@@ -108,6 +108,34 @@ def roll_up(
     return report
 
 
+def sql_of_models(settings: Settings, *paths: str) -> list[dict[str, str]]:
+    """What dbt runs for models, by name: on an empty warehouse, and on one that they are in.
+
+    Args:
+        paths: below `dbt_project/models`.
+    """
+    compiled = settings.dbt_target_dir / "compiled" / "usage_pipeline" / "models"
+    only = day("2024-03-30")
+    rollup = build(settings, only)
+    found = [{Path(path).stem: (compiled / path).read_text() for path in paths}]
+    rollup.build_days([only])
+    rollup.build_current()
+    return [*found, {Path(path).stem: (compiled / path).read_text() for path in paths}]
+
+
+def warehouse_in_memory(first: date, last: date) -> duckdb.DuckDBPyConnection:
+    """With a calendar, and no landed day, for the SQL of models."""
+    db = duckdb.connect()
+    db.execute(f"""
+        attach ':memory:' as warehouse; use warehouse;
+        create table stg_calendar as
+        select cast(day as date) as calendar_date
+        from range(date '{first}', date '{last}', interval 1 day) as days (day);
+        create table stg_landed_days (usage_date date);
+    """)
+    return db
+
+
 def triggers(settings: Settings) -> dict[str, Any]:
     """Schedules and sensors by name, without the assets, for which dbt would have to parse."""
     from usage_pipeline.orchestration.jobs import build_jobs

@@ -105,13 +105,14 @@ def test_outputs_table_is_the_served_tables_with_their_grain() -> None:
         **tables,
         "usage_aggregations": "id",
         "usage_forecast": "scope, user_id, org_id, metric_type, forecast_date",
+        "usage_limit_status": "scope, user_id, org_id, metric_type",
         "usage_alerts": "scope, user_id, org_id, metric_type, month, threshold",
     }
 
 
 def test_commands_fit_into_the_list_of_help() -> None:
     described = {row[0]: row[1] for row in _rows(_section(README, "Commands"))}
-    assert len(described) == 19
+    assert len(described) == 24
     assert {name: text for name, text in described.items() if len(text) > 60} == {}
 
 
@@ -123,7 +124,8 @@ def test_commands_in_the_documentation_exist(path: Path) -> None:
     }
     for typed in re.findall(r"(?:^|`|bin/)(usage-pipeline [a-z][^`\n|]*)", path.read_text(), re.M):
         words = typed.split()
-        name = " ".join(words[: 3 if words[1] in ("alerts", "app-db", "meters", "webhooks") else 2])
+        groups = ("alerts", "app-db", "keys", "meters", "webhooks")
+        name = " ".join(words[: 3 if words[1] in groups else 2])
         assert name in commands, typed
         used = {word for word in words if word.startswith("--")} - {"--help", "--debug"}
         assert used <= commands[name], typed
@@ -132,8 +134,8 @@ def test_commands_in_the_documentation_exist(path: Path) -> None:
 @page
 def test_make_targets_in_the_documentation_exist(path: Path) -> None:
     makefile = (PROJECT_DIR / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.M))
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", path.read_text("utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text("utf-8"), re.M))
     assert named <= targets
 
 

@@ -283,8 +283,8 @@ class Settings(BaseSettings):
         validation_alias="USAGE_WEB_DEVELOPMENT",
         description=(
             "`true` lets who sits at this machine pick a user, without a password; only on "
-            "127.0.0.1. Unset, while the source is the embedded Postgres and no other sign-in is "
-            "set."
+            "127.0.0.1. Unset, while the source is the embedded Postgres, no other sign-in is set, "
+            "and `USAGE_WEB_URL` is this machine's."
         ),
     )
     frame_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -507,7 +507,7 @@ class Settings(BaseSettings):
         """Whether the usage pages let their user pick whom to be."""
         if self.web_development is None:
             others = (self.app_database_url, self.jwt_secret, self.jwks_url, self.oidc_issuer)
-            return not any(others)
+            return not any(others) and urlsplit(self.web_url).hostname in LOOPBACK
         return self.web_development
 
     @property

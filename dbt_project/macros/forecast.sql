@@ -60,6 +60,9 @@
   end
 {%- endmacro %}
 
+{# The share of the level that a day may take away at first: of all days together it leaves a little. #}
+{% macro steepest_fall() -%} {{ return('0.075') }} {%- endmacro %}
+
 {# The band so many days ahead, in bands of its first width. #}
 {% macro widening(step) -%} (1 + 0.007 * {{ step }}) {%- endmacro %}
 

@@ -6,5 +6,6 @@ select
     org_id,
     count(*) as active_subscriptions
 from {{ ref('int_active_subscriptions') }}
+where month = (select {{ month_of('max(usage_date)') }} from {{ ref('stg_landed_days') }})
 group by user_id, org_id
 having count(*) > 1

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -15,18 +11,8 @@ from hypothesis import HealthCheck, Phase
 from support import AppDatabase
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _fork_server() -> Iterator[None]:
-    """Started where it can import what it is to preload."""
-    tests = str(Path(__file__).parents[1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", tests, prepend=os.pathsep)
-        forkserver.ensure_running()
-    yield
-
-
 @pytest.fixture(scope="session")
-def house(_fork_server: None, postgres_server: Any, new_database: Any, make_settings: Any) -> House:
+def house(fork_server: None, postgres_server: Any, new_database: Any, make_settings: Any) -> House:
     database: AppDatabase = new_database()
     fill(database)
     made = House(postgres_server, database, make_settings(USAGE_APP_DATABASE_URL=database.url))

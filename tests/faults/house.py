@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 import time
@@ -16,6 +15,7 @@ from uuid import UUID
 
 import psycopg2
 from faults.child import roll_up_and_export
+from forked import SERVER
 from support import AppDatabase, Row, assert_published_alike, days, numbers_only
 
 from usage_pipeline.days import DayRange
@@ -27,10 +27,6 @@ from usage_pipeline.warehouse import writer
 HISTORY = days("2024-03-29", "2024-04-02")  # what is published before anything happens
 MOMENTS = {"restated_at", "old_published_at"}  # of the ledger
 MONTHS = (date(2024, 3, 1), date(2024, 4, 1))
-
-# Children are forked from a server that has imported everything and opened nothing.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "faults.child", "faults.telling"])
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ class Oracle:
         monthly = self._usage(
             lambda c: (month(c.day), c.event.user_id, c.event.org_id), "month", active_days=True
         )
+        limits = list(self._limits_monthly())
         return {
             "usage_daily": daily,
             "usage_monthly": monthly,
@@ -164,7 +165,8 @@ class Oracle:
             "subscriptions_by_plan_daily": list(self._plans()),
             "user_retention_monthly": list(self._retention()),
             "usage_summary": list(self._summary()),
-            "usage_limit_status": list(self._limit_status()),
+            "usage_limits_monthly": limits,
+            "usage_limit_status": list(self._limit_status(limits)),
             "usage_forecast_models": list(self._forecast_models(daily)),
             "usage_forecast_accuracy": [],  # of forecasts, for which these histories are too short
             "usage_forecast": [],
@@ -419,36 +421,72 @@ class Oracle:
                             "event_count": len(now),
                         }
 
-    def _limit_status(self) -> Iterator[Row]:
-        held = {account.plan for account in self.subscriptions if self._alive([account], self.last)}
-        for scope in ("user", "org"):
-            for metric, counted in self.counted.items():
-                groups: dict[str, list[Counted]] = defaultdict(list)
-                for each in counted:
-                    subject = each.event.org_id if scope == "org" else each.event.user_id
-                    wanted = scope == "org" or each.event.org_id is None
-                    if subject and wanted and month(each.day) == month(self.last):
-                        groups[subject].append(each)
-                for subject, members in groups.items():
-                    plans = held if held and subject == self.subscriber else {"free"}
-                    speaking = [plan for plan in plans if plan and (plan, metric) in self.limits]
-                    if speaking:
-                        plan = max(sorted(speaking), key=lambda p: self._generosity(p, metric))
-                        limit = self.limits[plan, metric]
-                        used = self.total(metric, members)
-                        unknown = limit is not None and limit < 0
-                        yield {
-                            "scope": scope,
-                            "user_id": subject if scope == "user" else None,
-                            "org_id": subject if scope == "org" else None,
-                            "metric_type": metric,
-                            "month": month(self.last),
-                            "plan": plan,
-                            "used_quantity": used,
-                            "limit_quantity": None if unknown else limit,
-                            "used_ratio": ratio(used, limit) if limit and not unknown else None,
-                            "status": None if unknown else status(used, limit),
-                        }
+    def _limits_monthly(self) -> Iterator[Row]:
+        running = month(self.last)
+        for as_of in (self.last, running - timedelta(1)):
+            held = {account.plan for account in self.subscriptions if self._alive([account], as_of)}
+            for scope in ("user", "org"):
+                for metric, counted in self.counted.items():
+                    for subject, members in self._of_subjects(scope, counted, month(as_of)).items():
+                        plans = held if held and subject == self.subscriber else {"free"}
+                        speaking = [
+                            plan for plan in plans if plan and (plan, metric) in self.limits
+                        ]
+                        if speaking:
+                            plan = max(sorted(speaking), key=lambda p: self._generosity(p, metric))
+                            limit = self.limits[plan, metric]
+                            used = self.total(metric, members)
+                            unknown = limit is not None and limit < 0
+                            yield {
+                                "when": month(as_of),
+                                "scope": scope,
+                                "user_id": subject if scope == "user" else None,
+                                "org_id": subject if scope == "org" else None,
+                                "metric_type": metric,
+                                "plan": plan,
+                                "used_quantity": used,
+                                "limit_quantity": None if unknown else limit,
+                                "used_ratio": ratio(used, limit) if limit and not unknown else None,
+                                "status": None if unknown else status(used, limit),
+                            }
+
+    def _of_subjects(
+        self, scope: str, counted: list[Counted], of: date
+    ) -> dict[str, list[Counted]]:
+        groups: dict[str, list[Counted]] = defaultdict(list)
+        for each in counted:
+            subject = each.event.org_id if scope == "org" else each.event.user_id
+            wanted = scope == "org" or each.event.org_id is None
+            if subject and wanted and month(each.day) == of:
+                groups[subject].append(each)
+        return groups
+
+    def _limit_status(self, limits: list[Row]) -> Iterator[Row]:
+        """Histories are too short for a forecast, so that only limits that are reached have a day:
+        the first on which all days until then do, of what adds up."""
+        for row in limits:
+            if row["when"] != month(self.last):
+                continue
+            metric, limit = row["metric_type"], row["limit_quantity"]
+            reached = None
+            if row["status"] == "exceeded" and self.of[metric].aggregation in ("sum", "count"):
+                groups = self._of_subjects(row["scope"], self.counted[metric], row["when"])
+                members = groups[row["user_id"] or row["org_id"]]
+                reached = min(
+                    day
+                    for day in {each.day for each in members}
+                    if status(
+                        self.total(metric, [each for each in members if each.day <= day]), limit
+                    )
+                    == "exceeded"
+                )
+            yield {
+                **row,
+                "projected_quantity": None,
+                "projected_low": None,
+                "projected_high": None,
+                "projected_limit_date": reached,
+            }
 
     def _generosity(self, plan: str, metric: str) -> Decimal:
         limit = self.limits[plan, metric]

@@ -16,8 +16,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from faults.house import SERVER, House
+from faults.house import House
 from faults.telling import ORGS, message, roll_up_and_deliver, tell_and_deliver
+from forked import SERVER
 from receivers import HttpReceiver, receiving, status
 from support import AppDatabase, day
 
@@ -47,7 +48,7 @@ def test_each_fact_is_one_message_and_each_arrives(
     receiver: HttpReceiver,
     new_database: Any,
     make_settings: Any,
-    _fork_server: None,
+    fork_server: None,
     request: pytest.FixtureRequest,
 ) -> None:
     dice = random.Random(12)

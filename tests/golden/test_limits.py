@@ -23,6 +23,7 @@ IDS = {
 NAMES = {uuid: name for name, uuid in IDS.items()}
 MONTH = days("2024-02-29", "2024-03-16")
 DAY = days("2024-03-15", "2024-03-16")
+LAST_MONTH = days("2024-02-29", "2024-03-01")
 METERS = """
 meters:
   - {key: api_call, event_type: api_call, aggregation: sum, value: quantity,
@@ -102,9 +103,13 @@ def published(world: tuple[AppDatabase, Settings]) -> dict[str, list[Row]]:
     return assert_published_alike(settings, source.url)
 
 
-def alerts(source: AppDatabase, columns: str = "threshold, used_quantity") -> list[tuple[Any, ...]]:
+def alerts(
+    source: AppDatabase, columns: str = "threshold, used_quantity", month: str = "2024-03-01"
+) -> list[tuple[Any, ...]]:
     rows = source.query(
         f"select scope, user_id, org_id, metric_type, {columns} from usage.usage_alerts"
+        " where month = %s",
+        [month],
     )
     return sorted(
         (
@@ -146,11 +151,23 @@ def test_each_subject_has_the_status_of_its_plan(published: dict[str, list[Row]]
     assert {str(row["month"]) for row in published["usage_limit_status"]} == {"2024-03-01"}
 
 
-def add(source: AppDatabase, *events: tuple[str, str, str]) -> None:
+def test_the_month_before_has_the_plans_of_its_last_day(published: dict[str, list[Row]]) -> None:
+    """Ada was basic until the 10th of March."""
+    (status,) = [
+        row for row in published["usage_limits_monthly"] if str(row["month"]) == "2024-02-01"
+    ]
+    shown = ("scope", "metric_type", "plan", "used_quantity", "limit_quantity", "status")
+    assert NAMES[status["user_id"]] == "ada"
+    assert [status[name] for name in shown] == ["user", "api_call", "basic", 1000, 80, "exceeded"]
+
+
+def add(
+    source: AppDatabase, *events: tuple[str, str, str], at: str = "2024-03-15T12:00-04:00"
+) -> None:
     source.insert(
         "usage_events",
         [
-            (str(uuid4()), id_of(user), None, metric, None, quantity, "2024-03-15T12:00-04:00")
+            (str(uuid4()), id_of(user), None, metric, None, quantity, at)
             for user, metric, quantity in events
         ],
     )
@@ -199,6 +216,8 @@ def test_alerts_begin_with_what_is_crossed_from_now_on_and_each_is_told_once(
     at_first = {(*row[:4], Decimal(row[4]), Decimal(row[5])) for row in CROSSED_AT_FIRST}
     assert set(alerts(source)) == at_first
     assert messages(source) == []
+    shares = [row[4].normalize() for row in alerts(source, "threshold", "2024-02-01")]
+    assert [str(share) for share in shares] == ["0.5", "1", "1.1", "1.2"]  # ada's 1000 of 80
 
     # 114.5 of 95 reach 120 %; a limit of 100 becomes 90, of which 100 are more than 110 %; the
     # first run of none passes both thresholds. Dan falls to 9 of 20, of which nobody had been told.
@@ -233,6 +252,15 @@ def test_alerts_begin_with_what_is_crossed_from_now_on_and_each_is_told_once(
     assert messages(source) == told
     states = [row for row in changes(source) if any(row[5:])]
     assert states == [(*ada, True, False), (*dan, False, True)]
+
+    # A late event of February, when dan had 100; ada, who was beyond it, is beyond it still.
+    late = "2024-02-29T12:00-05:00"
+    add(source, ("dan", "api_call", "60"), ("ada", "api_call", "1"), at=late)
+    roll_up(settings, LAST_MONTH)
+    told = sorted([*told, ("warning", *dan[:4], "0.5", "60", "100", "extra")])
+    assert messages(source) == told
+    of_dan = "select usage_date::text from usage.usage_alerts where month = '2024-02-01' and"
+    assert source.query(f"{of_dan} used_quantity = 60") == [("2024-02-29",)]
 
     before = source.query("select * from usage.usage_alerts order by 1, 2, 3, 4, 6")
     settings.warehouse_path.unlink()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
@@ -39,10 +39,17 @@ TABLES = """
     create schema usage;
     create table usage.snapshot (snapshot_id text);
     create table usage.platform_metrics_daily (metric_date date, event_count bigint);
-    create table usage.usage_limit_status (
-        scope text, user_id uuid, org_id uuid, metric_type text, month date, plan text,
+    create table usage.usage_limits_monthly (
+        month date, scope text, user_id uuid, org_id uuid, metric_type text, plan text,
         used_quantity numeric(38, 9), limit_quantity numeric(38, 9), used_ratio numeric(38, 9),
         status text
+    );
+    create table usage.usage_monthly (
+        month date, user_id uuid, org_id uuid, metric_type text, total_quantity numeric(38, 9),
+        updated_at timestamptz
+    );
+    create table usage.usage_snapshots (
+        snapshot_id text, published_at timestamptz, timezone text, meters_version text
     );
 """
 
@@ -68,39 +75,89 @@ class World:
     def begin(self) -> None:
         self.database.execute(TABLES)
         self._snapshots = 0
+        self._published: dict[date, dict[Subject, tuple[Status, datetime]]] = {}
 
     def publish(
-        self, day: date, statuses: Iterable[Status], missing: Iterable[date] = ()
+        self,
+        day: date,
+        statuses: Iterable[Status],
+        missing: Iterable[date] = (),
+        *,
+        last_month: Iterable[Status] = (),
+        version: str = "a",
+        zone: str = "UTC",
     ) -> AlertReport:
         """A snapshot as of a day, judged."""
-        self.write(day, statuses, missing)
+        self.write(day, statuses, missing, last_month=last_month, version=version, zone=zone)
         return self.judge()
 
-    def write(self, day: date, statuses: Iterable[Status], missing: Iterable[date] = ()) -> None:
+    def write(
+        self,
+        day: date,
+        statuses: Iterable[Status],
+        missing: Iterable[date] = (),
+        *,
+        last_month: Iterable[Status] = (),
+        version: str = "a",
+        zone: str = "UTC",
+    ) -> None:
+        """A snapshot as of a day: the statuses of its month, and those of the month before that are
+        others than they were."""
         month = day.replace(day=1)
+        before = (month - timedelta(days=1)).replace(day=1)
         self._snapshots += 1
+        at = datetime(2024, 1, 1, self._snapshots % 24, tzinfo=UTC) + timedelta(self._snapshots)
+        identity = f"snapshot {self._snapshots}"
         self.database.execute(
-            "truncate usage.snapshot, usage.platform_metrics_daily, usage.usage_limit_status;"
-            f" insert into usage.snapshot values ('snapshot {self._snapshots}')"
+            "truncate usage.snapshot, usage.platform_metrics_daily, usage.usage_limits_monthly,"
+            f" usage.usage_monthly; insert into usage.snapshot values ('{identity}')"
         )
+        self.database.insert("usage.usage_snapshots", [(identity, at, zone, version)])
         every = [month + timedelta(n) for n in range((day - month).days + 1)]
         rows = [(each, None if each in missing else 1) for each in every]
         self.database.insert("usage.platform_metrics_daily", rows)
+        known = self._published
+        known[month] = self._stamped(month, {s.subject: s for s in statuses}, at)
+        older = {subject: status for subject, (status, _) in known.get(before, {}).items()}
+        older |= {status.subject: status for status in last_month}
+        known[before] = self._stamped(before, older, at)
         found = [
             (
+                of,
                 *status.subject,
                 "calls",
-                month,
                 "pro",
                 status.used,
                 status.limit if status.known else None,
                 None,
                 "not read" if status.known else None,
             )
-            for status in statuses
+            for of in (before, month)
+            for status, _ in known[of].values()
+        ]
+        used = [
+            (of, *status.subject[1:], "calls", status.used, stamp)
+            for of in (before, month)
+            for status, stamp in known[of].values()
         ]
         if found:
-            self.database.insert("usage.usage_limit_status", found)
+            self.database.insert("usage.usage_limits_monthly", found)
+            self.database.insert("usage.usage_monthly", used)
+
+    def _stamped(
+        self, month: date, statuses: dict[Subject, Status], at: datetime
+    ) -> dict[Subject, tuple[Status, datetime]]:
+        """With when the use of each was last another one."""
+        known = self._published.get(month, {})
+        return {
+            subject: (
+                status,
+                known[subject][1]
+                if subject in known and known[subject][0].used == status.used
+                else at,
+            )
+            for subject, status in statuses.items()
+        }
 
     def judge(self) -> AlertReport:
         return limits.judge(self.settings, self.meters)
@@ -249,6 +306,93 @@ def test_what_is_crossed_again_is_told_once_a_month_and_anew_in_the_next(world: 
     ]
 
 
+APRIL = date(2024, 4, 1)
+
+
+def test_the_last_day_of_a_month_that_comes_with_the_next_is_told(world: World) -> None:
+    """The 29th is judged; the nights of the 30th, the 31st and the 1st come together."""
+    world.publish(march(29), [Status("70"), Status("85", subject=ORG)])
+    late = [Status("101"), Status("85", subject=ORG)]
+    report = world.publish(APRIL, [Status("3")], last_month=late)
+    assert (report.raised, report.messages) == (2, 1)
+    assert world.messages() == [("exceeded", "user", "1"), ("warning", "org", "0.8")]
+    ((payload,),) = world.database.query(
+        "select payload from usage.outbox_messages where event_type = 'usage.limit_exceeded'"
+    )
+    shown = ("month", "usage_date", "used_quantity", "snapshot_id")
+    assert [payload[name] for name in shown] == ["2024-03-01", "2024-03-31", "101", "snapshot 3"]
+    assert world.publish(date(2024, 4, 2), [Status("3")]).raised == 0
+
+
+def test_a_late_event_of_a_month_that_is_over_is_told_once(world: World) -> None:
+    world.publish(march(31), [Status("79"), Status("50", subject=MEMBER)])
+    world.publish(APRIL, [])
+    for day, used in ((2, "80"), (3, "79"), (4, "80"), (5, "100")):
+        world.publish(date(2024, 4, day), [], last_month=[Status(used)])
+    # back below it resolves nothing, and is news of no month that is over
+    assert world.messages() == [("exceeded", "user", "1"), ("warning", "user", "0.8")]
+    # of the month before that nobody is told any more
+    may = date(2024, 5, 1)
+    world.publish(may, [])
+    world.publish(may, [], last_month=[Status("100", subject=ORG)])
+    assert world.messages()[0] == ("exceeded", "org", "1")
+    assert {row[1] for row in world.rows()} == {MARCH, APRIL}
+
+
+def test_of_a_month_that_is_over_only_new_use_crosses(world: World) -> None:
+    """Not a limit that is lowered, nor a plan that is another one."""
+    world.publish(march(31), [Status("70"), Status("70", subject=ORG)])
+    lower = [Status("70", "60"), Status("71", "60", subject=ORG)]
+    world.publish(APRIL, [], last_month=lower)
+    assert world.messages() == [("exceeded", "org", "1")]
+
+
+def test_what_was_resolved_and_is_crossed_by_the_last_day_is_open_again(world: World) -> None:
+    world.publish(march(28), [Status("85"), Status("85", subject=ORG)])
+    world.publish(march(29), [Status("70"), Status("85", subject=ORG)])
+    told = [("resolved", "user", "0.8"), ("warning", "org", "0.8"), ("warning", "user", "0.8")]
+    assert world.messages() == told
+    world.publish(APRIL, [], last_month=[Status("85"), Status("70", subject=ORG)])
+    assert world.messages() == told
+    assert [(row[0], *row[3:5]) for row in world.rows()] == [
+        ("org", True, False),
+        ("user", True, True),
+    ]
+
+
+def test_a_rebuild_tells_nobody_of_the_month_before(world: World) -> None:
+    """Other meters, another zone, or another home make all numbers anew."""
+    world.publish(march(31), [Status("70")])
+    for used, zone in (("100", "UTC"), ("101", "Asia/Tokyo")):
+        new = [Status(used)]
+        assert world.publish(APRIL, [], last_month=new, version="b", zone=zone).raised == 0
+    world.write(APRIL, [], last_month=[Status("200")], version="b", zone="Asia/Tokyo")
+    world.database.execute("delete from usage.usage_snapshots where snapshot_id <> 'snapshot 5'")
+    assert world.judge().raised == 0
+    assert world.messages() == []
+    world.publish(APRIL, [], last_month=[Status("201")], version="b", zone="Asia/Tokyo")
+    assert world.messages() == [("exceeded", "user", "1")]
+
+
+def test_a_first_start_notes_what_is_crossed_of_the_month_before(made: World) -> None:
+    made.begin()
+    made.meters = meters()
+    made.write(march(31), [Status("120")])
+    made.write(date(2024, 4, 9), [Status("5")])
+    assert made.judge().silent
+    made.publish(date(2024, 4, 10), [Status("5")], last_month=[Status("121")])
+    assert (made.messages(), {row[1] for row in made.rows()}) == ([], {MARCH})
+
+
+def test_a_look_that_was_killed_is_made_up_for_in_the_new_month(world: World) -> None:
+    """Published and not judged; the next run looks before it publishes, and finds the 1st."""
+    world.publish(march(29), [Status("70")])
+    world.write(APRIL, [], last_month=[Status("101")])
+    world.write(date(2024, 4, 2), [])
+    assert world.judge().messages == 1
+    assert world.messages() == [("exceeded", "user", "1")]
+
+
 def test_a_limit_that_is_lowered_raised_or_goes(world: World) -> None:
     world.publish(march(2), [Status("85", "1000"), Status("85", "1000", subject=ORG)])
     world.publish(march(3), [Status("85"), Status("85", "85", subject=ORG)])
@@ -325,6 +469,7 @@ def test_a_threshold_is_shown_exactly(made: World) -> None:
 def test_an_older_state_is_not_judged(world: World) -> None:
     """As a restored home publishes it; what it lacks is not taken back."""
     world.publish(march(10), [Status("85")])
+    world.database.execute("truncate usage.usage_snapshots")  # of those after its backup
     for day in (march(9), date(2024, 2, 29)):
         report = world.publish(day, [Status("110", subject=ORG)])
         assert "older" in report.skipped
@@ -486,6 +631,7 @@ class Step:
 
     days: int
     statuses: dict[Subject, Status]
+    late: dict[Subject, Status]
     is_missing: bool
     shares: list[str]
 
@@ -494,6 +640,7 @@ STEPS = st.builds(
     Step,
     days=st.sampled_from([0, 0, 1, 1, 1, 9, 30, -1]),
     statuses=st.dictionaries(st.sampled_from([USER, ORG, MEMBER]), STATUSES),
+    late=st.dictionaries(st.sampled_from([USER, ORG, MEMBER]), STATUSES, max_size=2),
     is_missing=st.sampled_from([False, False, False, True]),
     shares=st.just(["0.8", "1"]) | st.lists(st.sampled_from(SHARES), unique=True),
 )
@@ -514,36 +661,74 @@ class Oracle:
     alerts: dict[tuple[Subject, date, Decimal], Alert] = field(default_factory=dict)
     messages: list[tuple[str, str, str]] = field(default_factory=list)
     judged_to: date | None = None
+    published: dict[date, dict[Subject, Status]] = field(default_factory=dict)
+    changed: set[tuple[Subject, date]] = field(default_factory=set)
 
     def publish(self, day: date, step: Step) -> None:
+        month = day.replace(day=1)
+        before = (month - timedelta(days=1)).replace(day=1)
+        self._note(month, step.statuses)
+        self._note(before, self.published.get(before, {}) | step.late)
         if self.judged_to and day < self.judged_to:
             return
-        silent, month = self.judged_to is None, day.replace(day=1)
-        self.judged_to = day
+        silent, self.judged_to = self.judged_to is None, day
+        of_members = {(ORG, when) for who, when in self.changed if who == MEMBER}
+        late = {
+            subject: status
+            for subject, status in self.published[before].items()
+            if silent or (subject, before) in self.changed | of_members
+        }
+        self.changed = set()
+        for judged, statuses in ((month, step.statuses), (before, late)):
+            news, falls = self._judged(judged, statuses, step, silent, is_over=judged == before)
+            if not silent:
+                self._tell(judged, highest(news), highest(falls))
+
+    def _note(self, month: date, statuses: dict[Subject, Status]) -> None:
+        """What is published of a month, and whose use of it is another one."""
+        known = self.published.get(month, {})
+        self.changed |= {
+            (subject, month)
+            for subject, status in statuses.items()
+            if subject not in known or known[subject].used != status.used
+        }
+        self.published[month] = dict(statuses)
+
+    def _judged(
+        self,
+        month: date,
+        statuses: dict[Subject, Status],
+        step: Step,
+        silent: bool,
+        is_over: bool,
+    ) -> tuple[list[tuple[Subject, Decimal]], list[tuple[Subject, Decimal]]]:
         falls: list[tuple[Subject, Decimal]] = []
         news: list[tuple[Subject, Decimal]] = []
         for (subject, its_month, share), alert in self.alerts.items():
             if its_month == month:
                 was_told = alert.told
-                if self._falls(alert, step.statuses.get(subject), share, step):
+                if self._falls(alert, statuses.get(subject), share, step, is_over):
                     falls.append((subject, share))
                 if alert.told and not was_told:
                     news.append((subject, share))
-        for subject, status in step.statuses.items():
+        for subject, status in statuses.items():
             for share in map(Decimal, step.shares):
                 key = subject, month, share
                 if key not in self.alerts and reached(status, share):
                     self.alerts[key] = Alert(told=not silent, end_is_news=not silent)
                     news.append((subject, share))
-        if not silent:
-            self._tell(month, highest(news), highest(falls))
+        return news, falls
 
-    def _falls(self, alert: Alert, status: Status | None, share: Decimal, step: Step) -> bool:
+    def _falls(
+        self, alert: Alert, status: Status | None, share: Decimal, step: Step, is_over: bool
+    ) -> bool:
         """Whether anybody is told of it."""
         if reached(status, share):
             if not alert.is_open:  # who was not told of the first time is of this one
                 alert.end_is_news = not alert.told
                 alert.is_open = alert.again = alert.told = True
+        elif is_over:
+            return False
         elif alert.is_open and not step.is_missing and (status is None or status.known):
             alert.is_open = False
             return alert.end_is_news
@@ -601,7 +786,8 @@ def test_any_course_of_limits_is_told_as_plain_python_says(
             statuses = [
                 Status(s.used, s.limit, s.known, subject) for subject, s in step.statuses.items()
             ]
-            made.publish(day, statuses, missing)
+            late = [Status(s.used, s.limit, s.known, subject) for subject, s in step.late.items()]
+            made.publish(day, statuses, missing, last_month=late)
             if made.judge().skipped == "":  # a second look finds nothing
                 assert made.judge().raised == 0
             oracle.publish(day, step)

@@ -17,7 +17,7 @@ from forecasts import BEGIN, ORGS, USERS, Key
 from hypothesis import Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from support import AppDatabase, build, day
+from support import AppDatabase, sql_of_models
 
 from usage_pipeline.alerts import anomalies
 
@@ -70,13 +70,8 @@ class World(forecasts.World):
 def world(new_database: Any, make_settings: Any) -> World:
     database: AppDatabase = new_database()
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30")
-    compiled = settings.dbt_target_dir / "compiled" / "usage_pipeline" / "models"
-    models = []
-    for _ in range(2):
-        build(settings, day("2024-03-30"))
-        models.append((compiled / "reporting" / "usage_anomalies.sql").read_text())
-    first, again = models
-    return World({"first": first, "again": again})
+    first, again = sql_of_models(settings, "reporting/usage_anomalies.sql")
+    return World({"first": first["usage_anomalies"], "again": again["usage_anomalies"]})
 
 
 def judged(world: World) -> dict[tuple[date, Key, str], tuple[str, float, float, float]]:

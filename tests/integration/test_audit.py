@@ -179,6 +179,9 @@ def test_a_test_without_result_shuts_the_gate(settings: Settings) -> None:
     ("file", "old", "new", "changes"),
     [
         ("models/usage/usage_daily.yml", "description:", "description: More prose.", False),
+        ("models/semantic.yml", "agg: sum", "agg: max", False),
+        ("models/usage/calendar.yml", "granularity: day", "granularity: month", False),
+        ("models/exposures.yml", "maturity: high", "maturity: low", False),
         ("models/usage/usage_daily.sql", "from {{", "-- a comment\nfrom  {{", False),
         ("macros/engine.sql", "{#", "{# more prose", False),
         ("models/usage/usage_daily.sql", "from {{", "from /* why */ {{", False),

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -21,7 +20,7 @@ from forecasts import ORGS, USERS
 from hypothesis import Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from support import AppDatabase, build, day
+from support import AppDatabase, sql_of_models
 
 from usage_pipeline.serving.views import VIEWS
 
@@ -78,13 +77,8 @@ class World(forecasts.World):
 def world(new_database: Any, make_settings: Any) -> World:
     database: AppDatabase = new_database()
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url, USAGE_START_DATE="2024-03-30")
-    compiled: Path = settings.dbt_target_dir / "compiled" / "usage_pipeline" / "models"
-    models = []
-    for _ in range(2):  # what dbt runs on an empty warehouse, and on one with fits
-        build(settings, day("2024-03-30"))
-        models.append((compiled / "reporting" / "usage_forecast_fits.sql").read_text())
-    first, again = models
-    return World({"first": first, "again": again})
+    first, again = sql_of_models(settings, "reporting/usage_forecast_fits.sql")
+    return World({"first": first["usage_forecast_fits"], "again": again["usage_forecast_fits"]})
 
 
 def assert_as_in_python(world: World) -> None:

@@ -106,10 +106,23 @@ def types(settings: Settings, day: date) -> dict[str, str]:
 
 @pytest.fixture
 def place(new_database: Any, make_settings: Any, tmp_path: Path) -> tuple[AppDatabase, Settings]:
+    return _place(new_database, make_settings, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rolled_up(
+    new_database: Any, make_settings: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AppDatabase, Settings]:
+    database, settings = _place(new_database, make_settings, tmp_path_factory.mktemp("meters"))
+    roll_up(settings, RANGE)
+    return database, settings
+
+
+def _place(new_database: Any, make_settings: Any, folder: Path) -> tuple[AppDatabase, Settings]:
     database: AppDatabase = new_database()
     database.insert("users", [(u, None, "2024-01-01T00:00Z", None) for u in (ADA, BOB)])
     database.insert("usage_events", _events())
-    meters = tmp_path / "meters.yml"
+    meters = folder / "meters.yml"
     meters.write_text(METERS)
     return database, make_settings(USAGE_APP_DATABASE_URL=database.url, USAGE_METERS_FILE=meters)
 
@@ -117,10 +130,9 @@ def place(new_database: Any, make_settings: Any, tmp_path: Path) -> tuple[AppDat
 # The first file decides which types DuckDB gives to all.
 @pytest.mark.parametrize("of_before", [(FIRST,), (SECOND, THIRD)])
 def test_days_of_older_releases_stand_beside_new_ones(
-    of_before: tuple[date, ...], place: tuple[AppDatabase, Settings]
+    of_before: tuple[date, ...], rolled_up: tuple[AppDatabase, Settings], copy_of: Any
 ) -> None:
-    database, settings = place
-    roll_up(settings, RANGE)
+    database, settings = copy_of(*rolled_up)
     assert types(settings, FIRST) == dict.fromkeys(("id", "user_id", "org_id"), "UUID")
     assert landed_manifests(settings)[FIRST].uuids == ["id", "user_id", "org_id"]
     before = numbers_only(assert_published_alike(settings, database.url))

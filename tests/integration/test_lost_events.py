@@ -302,13 +302,21 @@ def test_another_time_zone_moves_events_and_loses_none(place: Place) -> None:
     assert place.totals()["month"] == (Decimal(12), 8)
 
 
+@pytest.fixture(scope="module")
+def pruned(original: Place, copy_of: Any) -> Place:
+    """The source lost all events of the older day, which is refused."""
+    made = Place(*copy_of(original.database, original.settings))
+    made.prune(OLD)
+    made.roll_up(OLD, allow_fewer_events=False)
+    assert list(refused_days(made.settings)) == [OLD]
+    return made
+
+
 @pytest.mark.parametrize("named", [None, OTHER])
 def test_neither_growth_elsewhere_nor_a_word_for_it_pays_for_a_loss(
-    place: Place, named: date | None
+    pruned: Place, copy_of: Any, named: date | None
 ) -> None:
-    place.roll_up(OLD, OTHER)
-    place.prune(OLD)
-    place.roll_up(OLD, allow_fewer_events=False)
+    place = Place(*copy_of(pruned.database, pruned.settings))
     place.database.execute(
         "insert into usage_events select gen_random_uuid(), user_id, org_id, event_type,"
         " event_data, quantity, created_at from usage_events"

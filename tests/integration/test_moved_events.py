@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -25,21 +25,20 @@ from usage_pipeline.settings import Settings
 
 ADA = str(UUID(int=0xADA << 96))
 # Of two months, and long before any look-back window.
-FIRST, SECOND, THIRD = date(2024, 2, 28), date(2024, 2, 29), date(2024, 3, 2)
-WHOLE = {FIRST: 3, SECOND: 3, THIRD: 3}
+FIRST, SECOND, THIRD = date(2024, 2, 28), date(2024, 2, 29), date(2024, 3, 1)
 
 
 class Place:
-    """A source with events of 1, 10 and 100 calls on each of three days, all rolled up."""
+    """A source with events of 1, 10 and 100 calls on each of some days, all rolled up."""
 
     def __init__(self, database: AppDatabase, settings: Settings) -> None:
         self.database, self.settings = database, settings
 
-    def begin(self) -> Place:
+    def begin(self, *later: date) -> Place:
         self.database.insert("users", [(ADA, "ada@example.com", "2024-01-01T00:00Z", None)])
-        for on in (FIRST, SECOND, THIRD):
+        for on in (FIRST, SECOND, THIRD, *later):
             self.add(on)
-        self.roll_up(FIRST, SECOND, THIRD)
+        self.roll_up(FIRST, SECOND, THIRD, *later)
         return self
 
     def add(self, on: date) -> None:
@@ -338,19 +337,15 @@ class TestWithManyEventsLanded:
         monkeypatch.setattr(moved_events, "EVENTS_SEARCHED", 0)
 
     @pytest.fixture
-    def place(self, new_database: Any, make_settings: Any) -> Place:
-        """No copy, of which Postgres would have counted nothing."""
-        database = new_database()
-        return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url)).begin()
+    def recent(self) -> list[date]:
+        yesterday = datetime.now(UTC).date() - timedelta(days=1)
+        return [yesterday - timedelta(days=1), yesterday]
 
     @pytest.fixture
-    def recent(self, place: Place) -> list[date]:
-        yesterday = place.settings.today() - timedelta(days=1)
-        days = [yesterday - timedelta(days=1), yesterday]
-        for on in days:
-            place.add(on)
-        place.roll_up(*days)
-        return days
+    def place(self, recent: list[date], new_database: Any, make_settings: Any) -> Place:
+        """No copy, of which Postgres would have counted nothing."""
+        database = new_database()
+        return Place(database, make_settings(USAGE_APP_DATABASE_URL=database.url)).begin(*recent)
 
     def test_one_that_moved_between_recent_days_is_found(
         self, place: Place, recent: list[date]
@@ -381,13 +376,14 @@ class TestWithManyEventsLanded:
         # Those of the one recent day, and those that the new day had itself.
         assert [len(files) for files in searched[1:]] == [2, 2, 2, 2]
 
-    def test_a_view_counts_no_changes(self, place: Place) -> None:
-        assert count_changes(place.settings)
-        place.database.execute(
+    def test_a_view_counts_no_changes(self, landing: Landing) -> None:
+        landing.add(FIRST, SECOND)
+        assert count_changes(landing.settings)
+        landing.database.execute(
             "alter table usage_events rename to events; create view usage_events as"
             " select * from events"
         )
-        assert count_changes(place.settings) == ""
+        assert count_changes(landing.settings) == ""
 
 
 def _none() -> str:

@@ -543,7 +543,7 @@ def test_deliveries_are_sent_again_by_those_who_may(house: House, visit: Visit) 
     with house.client(ADA, org=ACME) as by_link:
         assert by_link.post(address, data={**form, **token}).status_code == 403
     with house.client(MO) as member:
-        assert member.post(address, data={**form, **token}).status_code == 404
+        assert member.post(address, data={**form, **token}).status_code == 403  # of Ada's session
     assert states() == {own: "dead", other: "dead"}
     # With the own form and another organisation's message.
     page.eval_on_selector("[name=message_id]", f"input => input.value = '{other}'")
@@ -899,3 +899,21 @@ def test_the_time_of_the_last_publish_is_on_each_page(house: House, visit: Visit
     )
     said = "proven against the source" if matches == [(0, 0)] else "the source was not asked"
     assert said in page.inner_text(".as-of")
+
+
+def test_the_models_have_pages_for_admins(browser: Browser, house: House) -> None:
+    """dbt's own, which are drawn by scripts in an origin of their own: without cookies, offline."""
+    with house.client(OLA) as member, house.client(None) as nobody:
+        assert member.get("/docs/dbt").status_code == 404
+        assert nobody.get("/docs/dbt").status_code == 303
+    with browser.new_context() as context:
+        context.add_cookies(
+            [
+                {"name": name, "value": value, "url": house.address}
+                for name, value in house.cookies(OLA, admin=True).items()
+            ]
+        )
+        page = context.new_page()
+        page.goto(f"{house.address}/docs/dbt#!/model/model.usage_pipeline.usage_monthly")
+        page.get_by_role("heading", name="usage_monthly").wait_for()
+        assert page.evaluate("window.origin") == "null"

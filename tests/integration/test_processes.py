@@ -92,6 +92,15 @@ class Home:
         assert process.stdout
         return process, process.stdout.readline().strip()
 
+    def parts(self, words: str) -> list[psutil.Process]:
+        """Processes with these words that have this home; others may serve theirs."""
+        own = []
+        for process in processes_of(words):
+            with suppress(psutil.NoSuchProcess):
+                if process.environ().get("USAGE_HOME") == str(self.path):
+                    own.append(process)
+        return own
+
     def stderr(self) -> str:
         return (self.path.parent / "stderr").read_text()
 
@@ -270,7 +279,7 @@ def test_up_serves_its_own_pages_only_restarts_what_dies_and_leaves_nothing(home
     assert f"is served already, by process {up.pid} at {own}" in home.stderr()
 
     for part in ("webserver", "daemon", "code server"):
-        (child,) = processes_of(f"orchestration.up {part}")
+        (child,) = home.parts(f"orchestration.up {part}")
         child.kill()
         said(up, f"The {part} had ended (signal 9) and was started again.\n")
         assert asked(port, "POST", "/graphql", VERSION, **is_json)[0] == 200
@@ -279,7 +288,7 @@ def test_up_serves_its_own_pages_only_restarts_what_dies_and_leaves_nothing(home
     said(up, "The embedded Postgres had ended and was started again.\n")
 
     assert ended(up, signal.SIGTERM) == 0
-    assert not processes_of(str(home.path), "orchestration.up")
+    assert not processes_of(str(home.path)) and not home.parts("orchestration.up")
     socket.create_server(("127.0.0.1", port)).close()
 
 
@@ -289,4 +298,4 @@ def test_up_refuses_a_port_that_is_taken(home: Home) -> None:
         assert home.command("up", "--port", str(port)).wait(PATIENCE_SECONDS) == 1
     assert home.stderr().startswith(f"Error: Port {port} of 127.0.0.1 cannot be used (")
     assert home.stderr().count("\n") == 1
-    assert not processes_of("orchestration.up")
+    assert not home.parts("orchestration.up")

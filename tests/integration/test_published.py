@@ -23,6 +23,7 @@ from usage_pipeline.infra import permissions
 from usage_pipeline.infra.duckdb_files import compact
 from usage_pipeline.operations import erasure
 from usage_pipeline.operations.status import summary
+from usage_pipeline.publishing import readers_copy
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import exports, published
 from usage_pipeline.settings import PROJECT_DIR, Settings
@@ -119,7 +120,7 @@ def test_the_log_of_a_reader_who_writes_is_found_and_removed(settings: Settings)
         stdout=subprocess.PIPE,
     ) as reader:
         assert reader.stdout and reader.stdout.readline() == b"open\n"
-        published.serve_again(settings)
+        readers_copy.serve_again(settings)
         reader.communicate(b"\n")
     assert totals(settings) != right  # which is why it has to be found
     found = Rollup(settings).compare_places(day("2024-04-01"))

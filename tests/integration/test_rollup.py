@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ import duckdb
 import pytest
 from support import (
     AppDatabase,
+    Row,
     assert_published_alike,
     build,
     day,
@@ -34,7 +36,9 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.landing.landed_days import data_files, landed_manifests
 from usage_pipeline.landing.replacement import land_events
 from usage_pipeline.meters.meter import EVENT_TYPES
+from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
+from usage_pipeline.warehouse.transform import NodeResult
 
 RANGE = days("2024-03-30", "2024-04-02")
 NEW_YORK = "America/New_York"
@@ -169,6 +173,7 @@ while not done.is_set():
         seen.add(db.execute("select snapshot_id from snapshot").fetchone()[0])
     assert days == months, (days, months)
     reads += 1
+    time.sleep(0.02)
 print(reads, len(seen))
 """
 
@@ -355,62 +360,91 @@ def test_a_changed_zone_leaves_no_period_of_the_old_one(source: AppDatabase, reb
     assert_published_alike(moved, source.url)
 
 
-def test_without_unique_ids_the_newest_then_the_greatest_row_wins_and_losers_are_counted(
-    new_database: Any, make_settings: Any
-) -> None:
+@dataclass(frozen=True)
+class Odd:
+    """A source without unique ids, rolled up once, with something odd on each day."""
+
+    database: AppDatabase
+    settings: Settings
+    results: dict[str, NodeResult]
+    tables: dict[str, list[Row]]
+
+    def of(self, table: str, *days: str) -> list[Row]:
+        return [row for row in self.tables[table] if str(row["usage_date"]) in days]
+
+
+@pytest.fixture(scope="module")
+def odd(new_database: Any, make_settings: Any) -> Odd:
     database: AppDatabase = new_database()
-    database.execute("alter table usage_events drop constraint usage_events_pkey")
-    user = str(UUID(int=0xADA << 96))
+    database.execute(
+        "alter table usage_events drop constraint usage_events_pkey;"
+        " alter table usage_events alter id drop not null"
+    )
+    user, first = str(UUID(int=0xADA << 96)), str(UUID(int=1))
     database.insert(
         "usage_events",
         [
-            (str(UUID(int=number)), user, None, "api_call", None, quantity, created_at)
-            for number, quantity, created_at in (
-                (1, 1, "2024-03-30T10:00Z"),  # same day: the later one wins
-                (1, 2, "2024-03-30T11:00Z"),
-                (2, 40, "2024-03-30T12:00Z"),  # same instant: the greater one wins
-                (2, 30, "2024-03-30T12:00Z"),
-                (3, 100, "2024-03-30T13:00Z"),  # on two days: it counts on the later day only
-                (3, 200, "2024-03-31T13:00Z"),
-                (4, 1000, "2024-03-31T14:00Z"),  # an exact copy counts once
-                (4, 1000, "2024-03-31T14:00Z"),
+            (number and str(UUID(int=number)), user, None, event_type, None, quantity, at)
+            for number, event_type, quantity, at in (
+                (1, "api_call", 1, "2024-03-30T10:00Z"),  # same day: the later one wins
+                (1, "api_call", 2, "2024-03-30T11:00Z"),
+                (2, "api_call", 40, "2024-03-30T12:00Z"),  # same instant: the greater one wins
+                (2, "api_call", 30, "2024-03-30T12:00Z"),
+                (3, "api_call", 100, "2024-03-30T13:00Z"),  # on two days: it counts on the later
+                (3, "api_call", 200, "2024-03-31T13:00Z"),
+                (4, "api_call", 1000, "2024-03-31T14:00Z"),  # an exact copy counts once
+                (4, "api_call", 1000, "2024-03-31T14:00Z"),
+                (11, "api_call", "6e28", "2024-04-01T10:00Z"),  # beyond 29 digits together
+                (12, "storage_used", "6e28", "2024-04-01T10:00Z"),
+                (21, "api_call", 5, "2024-04-02T12:00Z"),
+                (None, "api_call", 3, "2024-04-02T12:00Z"),
+                (None, "api_call", 2, "2024-04-02T12:00Z"),
+                (None, "api_call", 2, "2024-04-02T12:00Z"),
             )
         ],
     )
-    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    rollup = build(settings, days("2024-03-30", "2024-04-01"))
-    results = {result.name: result for result in rollup.audit()}
-    rollup.publish("duplicates")
-    assert snapshot_query(
-        settings, "select usage_date, total_quantity, event_count from usage_daily order by 1"
-    ) == [(date(2024, 3, 30), 42, 2), (date(2024, 3, 31), 1200, 2)]
-    # 03-30 left out 1, 30 and 100; 03-31 left out one copy
-    duplicates = {d: m.duplicate_rows for d, m in landed_manifests(settings).items()}
-    assert duplicates == {date(2024, 3, 30): 3, date(2024, 3, 31): 1}
-    assert results["no_duplicate_events"].status == "warn"
-    assert results["no_duplicate_events"].failures == 2  # days
-
-
-def test_a_day_whose_types_add_up_beyond_29_digits_is_rolled_up(
-    new_database: Any, make_settings: Any
-) -> None:
-    database: AppDatabase = new_database()
-    user = str(UUID(int=0xADA << 96))
+    event = (str(UUID(int=31)), first, None, "api_call", None, 1, "2024-04-03T12:00Z")
+    database.insert("usage_events", [event])
+    beginnings = ("-infinity", "infinity", "2024-03-01T00:00Z")
     database.insert(
-        "usage_events",
-        [
-            (str(UUID(int=n)), user, None, event_type, None, "6e28", "2024-03-30T10:00Z")
-            for n, event_type in ((1, "api_call"), (2, "storage_used"))
-        ],
+        "users", [(str(UUID(int=n)), None, at, None) for n, at in enumerate(beginnings, 1)]
     )
+    database.insert("orgs", [(first, "endless", "-infinity", "infinity")])
+    database.insert(
+        "subscriptions", [(first, first, None, "pro", "active", "-infinity", "infinity")]
+    )
+    limits = (("pro", "1e100"), ("gold", "NaN"), ("basic", "100"), ("endless", None))
+    database.insert("plan_limits", [(plan, "api_call", limit) for plan, limit in limits])
+
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    roll_up(settings, day("2024-03-30"))
-    manifest = landed_manifests(settings)[date(2024, 3, 30)]
+    rollup = build(settings, days("2024-03-30", "2024-04-04"))
+    results = {result.name: result for result in rollup.audit()}
+    assert blocking_failures([*results.values()]) == []
+    rollup.publish("odd")
+    return Odd(database, settings, results, assert_published_alike(settings, database.url))
+
+
+def test_without_unique_ids_the_newest_then_the_greatest_row_wins_and_losers_are_counted(
+    odd: Odd,
+) -> None:
+    rows = odd.of("usage_daily", "2024-03-30", "2024-03-31")
+    assert sorted((r["usage_date"], r["total_quantity"], r["event_count"]) for r in rows) == [
+        (date(2024, 3, 30), 42, 2),
+        (date(2024, 3, 31), 1200, 2),
+    ]
+    # 03-30 left out 1, 30 and 100; 03-31 left out one copy
+    duplicates = {str(d): m.duplicate_rows for d, m in landed_manifests(odd.settings).items()}
+    none = dict.fromkeys(("2024-04-01", "2024-04-02", "2024-04-03"), 0)
+    assert duplicates == {"2024-03-30": 3, "2024-03-31": 1, **none}
+    assert odd.results["no_duplicate_events"].status == "warn"
+    assert odd.results["no_duplicate_events"].failures == 2  # days
+
+
+def test_a_day_whose_types_add_up_beyond_29_digits_is_rolled_up(odd: Odd) -> None:
+    manifest = landed_manifests(odd.settings)[date(2024, 4, 1)]
     assert manifest.sum_quantity == "120000000000000000000000000000.000000000"
-    totals = {
-        row["metric_type"]: row["total_quantity"]
-        for row in snapshot_tables(settings)["usage_daily"]
-    }
+    rows = odd.of("usage_daily", "2024-04-01")
+    totals = {row["metric_type"]: row["total_quantity"] for row in rows}
     assert totals == {"api_call": Decimal("6e28"), "storage_used": Decimal("6e28")}
 
 
@@ -455,98 +489,76 @@ def test_the_source_sees_who_reads_and_that_it_only_reads(
     }
 
 
-@pytest.mark.parametrize("moved_by", [2, -2])
-def test_an_invalid_event_that_moved_is_one_row_of_its_new_day(
-    moved_by: int, new_database: Any, make_settings: Any
-) -> None:
+@pytest.fixture(scope="module")
+def moved_invalid(new_database: Any, make_settings: Any) -> dict[str, list[Row]]:
+    """Of three events of one day, two of no known type move two days, forth and back."""
     database: AppDatabase = new_database()
     database.execute("alter table usage_events alter event_type type text")
-    user, moving = str(UUID(int=0xADA << 96)), str(UUID(int=1))
+    user = str(UUID(int=0xADA << 96))
     database.insert(
         "usage_events",
         [
-            (moving, user, None, "of_no_known_type", None, 1, "2024-03-30T10:00Z"),
-            (str(UUID(int=2)), user, None, "api_call", None, 5, "2024-03-30T11:00Z"),
+            (str(UUID(int=1)), user, None, "of_no_known_type", None, 1, "2024-03-30T10:00Z"),
+            (str(UUID(int=2)), user, None, "of_no_known_type", None, 1, "2024-03-30T10:00Z"),
+            (str(UUID(int=3)), user, None, "api_call", None, 5, "2024-03-30T11:00Z"),
         ],
     )
     settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
     roll_up(settings, day("2024-03-30"))
-    database.execute(
-        "update usage_events set created_at = created_at + make_interval(days => %s) where id = %s",
-        (moved_by, moving),
-    )
-    new_day = date(2024, 3, 30) + timedelta(days=moved_by)
-    roll_up(settings, day(new_day.isoformat()))
-    published = assert_published_alike(settings, database.url)
-    invalid = [(r["event_id"], r["usage_date"]) for r in published["invalid_usage_events"]]
-    assert invalid == [(moving, new_day)]
-    totals = [(r["usage_date"], r["total_quantity"]) for r in published["usage_daily"]]
-    assert totals == [(date(2024, 3, 30), 5)]
+    for n, new_day in ((1, "2024-04-01"), (2, "2024-03-28")):
+        database.execute(
+            "update usage_events set created_at = %s where id = %s",
+            (f"{new_day}T10:00Z", str(UUID(int=n))),
+        )
+        roll_up(settings, day(new_day))
     assert landed_manifests(settings)[date(2024, 3, 30)].rows == 1
+    return assert_published_alike(settings, database.url)
+
+
+@pytest.mark.parametrize(("number", "new_day"), [(1, date(2024, 4, 1)), (2, date(2024, 3, 28))])
+def test_an_invalid_event_that_moved_is_one_row_of_its_new_day(
+    number: int, new_day: date, moved_invalid: dict[str, list[Row]]
+) -> None:
+    event = str(UUID(int=number))
+    invalid = [(r["event_id"], r["usage_date"]) for r in moved_invalid["invalid_usage_events"]]
+    assert [(moved, on) for moved, on in invalid if moved == event] == [(event, new_day)]
+    assert len(invalid) == 2
+    totals = [(r["usage_date"], r["total_quantity"]) for r in moved_invalid["usage_daily"]]
+    assert totals == [(date(2024, 3, 30), 5)]
 
 
 def test_unusable_accounts_and_limits_stop_nothing_are_in_no_total_and_warn(
-    new_database: Any, make_settings: Any
+    odd: Odd, copy_of: Any
 ) -> None:
-    database: AppDatabase = new_database()
-    user = str(UUID(int=1))
-    beginnings = ("-infinity", "infinity", "2024-03-01T00:00Z")
-    database.insert(
-        "users", [(str(UUID(int=n)), None, at, None) for n, at in enumerate(beginnings, 1)]
-    )
-    database.insert("orgs", [(user, "endless", "-infinity", "infinity")])
-    database.insert("subscriptions", [(user, user, None, "pro", "active", "-infinity", "infinity")])
-    limits = (("pro", "1e100"), ("gold", "NaN"), ("basic", "100"), ("endless", None))
-    database.insert("plan_limits", [(plan, "api_call", limit) for plan, limit in limits])
-    database.insert("usage_events", [(user, user, None, "api_call", None, 1, "2024-03-30T12:00Z")])
-    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    rollup = build(settings, day("2024-03-30"))
-    warned = {r.name: r.failures for r in rollup.audit() if r.status == "warn"}
+    warned = {r.name: r.failures for r in odd.results.values() if r.status == "warn"}
     # two users, the organisation and the subscription; two limits
     assert warned["accounts_have_a_beginning"] == 4
     assert warned["plan_limits_can_be_held"] == 2
     said = {"accounts_have_a_beginning: 4 rows", "plan_limits_can_be_held: 2 rows"}
-    assert said <= set(notices(settings))
-    rollup.publish("test")
-    assert_published_alike(settings, database.url)
+    assert said <= set(notices(odd.settings))
     assert snapshot_query(
-        settings,
+        odd.settings,
         "select total_users, active_users, total_orgs, active_subscriptions, event_count"
-        " from platform_metrics_daily where metric_date = '2024-03-30'",
+        " from platform_metrics_daily where metric_date = '2024-04-03'",
     ) == [(1, 1, 0, 0, 1)]
 
     # A person is erased, say, before the first night of a release that landed no text of limits.
+    _, settings = copy_of(odd.database, odd.settings)
     landed = settings.landing_dir / "plan_limits.parquet"
     duckdb.sql(
         f"copy (select * exclude (limit_raw) from '{landed}') to '{landed}.old' (format parquet)"
     )
     landed.with_name(f"{landed.name}.old").replace(landed)
-    rollup.build_staging()
+    Rollup(settings).build_staging()
     with duckdb.connect(str(settings.warehouse_path)) as db:
         counted = "select count(*), count(limit_quantity), count(limit_raw) from stg_plan_limits"
         assert db.execute(counted).fetchall() == [(4, 1, 0)]
 
 
-def test_events_without_an_id_are_set_aside_each(new_database: Any, make_settings: Any) -> None:
-    database: AppDatabase = new_database()
-    user = str(UUID(int=1))
-    database.execute(
-        "alter table usage_events drop constraint usage_events_pkey;"
-        " alter table usage_events alter id drop not null"
-    )
-    database.insert(
-        "usage_events",
-        [
-            (event_id, user, None, "api_call", None, quantity, "2024-03-30T12:00Z")
-            for event_id, quantity in ((user, 5), (None, 3), (None, 2), (None, 2))
-        ],
-    )
-    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
-    roll_up(settings, day("2024-03-30"))
-    tables = assert_published_alike(settings, database.url)
-    assert [row["total_quantity"] for row in tables["usage_daily"]] == [5]
-    assert sorted((r["event_id"], r["quantity"]) for r in tables["invalid_usage_events"]) == [
-        ("no id 2024-03-30 1", "2"),
-        ("no id 2024-03-30 2", "2"),
-        ("no id 2024-03-30 3", "3"),
+def test_events_without_an_id_are_set_aside_each(odd: Odd) -> None:
+    assert [row["total_quantity"] for row in odd.of("usage_daily", "2024-04-02")] == [5]
+    assert sorted((r["event_id"], r["quantity"]) for r in odd.tables["invalid_usage_events"]) == [
+        ("no id 2024-04-02 1", "2"),
+        ("no id 2024-04-02 2", "2"),
+        ("no id 2024-04-02 3", "3"),
     ]

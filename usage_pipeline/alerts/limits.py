@@ -28,6 +28,7 @@ from usage_pipeline.publishing.postgres_tables import READER_ROLE
 from usage_pipeline.settings import Settings
 
 NAME = "usage_alerts"
+LIMITS = "usage_limits_monthly"
 TABLES = (NAME, "alerts_judged")
 KEY = ("scope", "user_id", "org_id", "metric_type", "month", "threshold")
 DESCRIPTION = (
@@ -40,6 +41,13 @@ _SUBJECT = "scope, coalesce(user_id, org_id), coalesce(org_id, user_id), metric_
 _CROSSING = (
     "scope, user_id, org_id, metric_type, month, threshold, used_quantity, limit_quantity,"
     " usage_date, snapshot_id"
+)
+# Of a row of `status` that has come to a threshold; of a month that is over, as of its last day.
+_CROSSED = (
+    "select status.scope, status.user_id, status.org_id, status.metric_type, status.month,"
+    " {threshold}, status.used_quantity, status.limit_quantity,"
+    " least(%s, cast(status.month + interval '1 month' as date) - 1) as usage_date,"
+    " cast(%s as text) as snapshot_id, status.plan"
 )
 SHOWN = (
     *("scope", "user_id", "org_id", "metric_type", "month", "threshold", "used_quantity"),
@@ -270,7 +278,7 @@ class _Alerts:
         )
         self.snapshot_id, self.as_of = "", date.min
         self.judged, self.judged_to, self.silent_until = "", None, None
-        if self._exists("usage_limit_status"):
+        if self._exists(LIMITS):
             for published in self._fetch(
                 "select snapshot_id, max(metric_date)"
                 " from {schema}.snapshot, {schema}.platform_metrics_daily group by snapshot_id"
@@ -288,6 +296,14 @@ class _Alerts:
             ):
                 self.judged, self.judged_to, self.silent_until = judged
 
+    @property
+    def month(self) -> date:
+        return self.as_of.replace(day=1)
+
+    @property
+    def last_month(self) -> date:
+        return (self.month - timedelta(days=1)).replace(day=1)
+
     def judge(
         self, meters: Sequence[Meter], report: AlertReport, silent_until: date | None
     ) -> None:
@@ -295,6 +311,7 @@ class _Alerts:
         if not self._exists(NAME):
             self._execute(_TABLES)
         self._grant()
+        self._note_late(silent=report.silent)
         report.recrossed = self._reopen(announced=not report.silent)
         report.resolved = self._resolve(meters)
         report.raised = self._raise(meters, announced=not report.silent)
@@ -303,12 +320,11 @@ class _Alerts:
         )
         if not report.silent:
             report.messages = self._tell()
-        month = self.as_of.replace(day=1)
         of_month = f"from {{schema}}.{NAME} where month = %s"
-        ((report.rows,),) = self._fetch(f"select count(*) {of_month}", month)
+        ((report.rows,),) = self._fetch(f"select count(*) {of_month}", self.month)
         report.newest = self._fetch(
             f"select {', '.join(SHOWN)} {of_month} order by raised_at desc, threshold desc limit 5",
-            month,
+            self.month,
         )
         self._execute("delete from {schema}.alerts_judged")
         self._execute(
@@ -318,37 +334,73 @@ class _Alerts:
             silent_until,
         )
 
+    def _note_late(self, *, silent: bool) -> None:
+        """Find whose use of the month before is another one since the last look: its last day may
+        have come with this month's first, or changed after it. Of a silent look, all that have any.
+
+        Nobody where meters or days are others than then, or another home has published.
+        """
+        since: str = "select timestamptz '-infinity' as published_at"
+        snapshots: tuple[str, ...] = ()
+        if not silent:
+            since = (
+                "select judged.published_at from {schema}.usage_snapshots as judged"
+                " inner join {schema}.usage_snapshots as published"
+                "  on judged.meters_version = published.meters_version"
+                "  and judged.timezone = published.timezone"
+                " where judged.snapshot_id = %s and published.snapshot_id = %s"
+            )
+            snapshots = self.judged, self.snapshot_id
+        self._execute(
+            "create temp table late on commit drop as"
+            f" with since as ({since}),"
+            " changed as ("
+            "  select user_id, org_id, metric_type from {schema}.usage_monthly, since"
+            "  where month = %s and updated_at > since.published_at)"
+            " select case when org_id is null then 'user' else 'member' end as scope,"
+            "  user_id, org_id, metric_type from changed where user_id is not null"
+            " union"
+            " select 'org', null, org_id, metric_type from changed where org_id is not null",
+            *snapshots,
+            self.last_month,
+        )
+
+    @property
+    def _status(self) -> str:
+        """The rows that are judged: of the running month all, of the one before those that are
+        late."""
+        limits = f"{{schema}}.{LIMITS}"
+        return (
+            f"(select * from {limits} where month = '{self.month}' union all"
+            f" select closed.* from {limits} as closed inner join late on {_same('closed', 'late')}"
+            f" where closed.month = '{self.last_month}')"
+        )
+
     def _reopen(self, *, announced: bool) -> int:
         """Open rows that were closed; those of which nobody was told become news."""
-        month = self.as_of.replace(day=1)
         closed = (
-            f"alerts.month = %s and alerts.resolved_at is not null"
+            "alerts.resolved_at is not null and alerts.month = status.month"
             f" and {_same('alerts', 'status')} and {_reaches('alerts.threshold')}"
         )
         self._execute(
             "create temp table reopened on commit drop as"
-            " select status.scope, status.user_id, status.org_id, status.metric_type, status.month,"
-            "  alerts.threshold, status.used_quantity, status.limit_quantity,"
-            "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan"
-            f" from {{schema}}.{NAME} as alerts, {{schema}}.usage_limit_status as status"
+            f" {_CROSSED.format(threshold='alerts.threshold')}"
+            f" from {{schema}}.{NAME} as alerts, {self._status} as status"
             f" where {closed} and alerts.announced_at is null",
             self.as_of,
             self.snapshot_id,
-            month,
         )
         return self._execute(
             f"update {{schema}}.{NAME} as alerts set resolved_at = null, recrossed_at = now(),"
             "  announced_at = coalesce(alerts.announced_at, case when %s then now() end)"
-            f" from {{schema}}.usage_limit_status as status where {closed}",
+            f" from {self._status} as status where {closed}",
             announced,
-            month,
         )
 
     def _resolve(self, meters: Sequence[Meter]) -> int:
-        """Close rows by their own threshold, whatever the meters say of it by now; none while a day
-        of the month is missing, whose use would be too, and none of a meter that is gone. An
-        unknown use or limit closes none."""
-        month = self.as_of.replace(day=1)
+        """Close rows of the running month by their own threshold, whatever the meters say of it by
+        now; none while a day of it is missing, whose use would be too, and none of a meter that is
+        gone. An unknown use or limit closes none."""
         self._execute(
             "create temp table resolved on commit drop as"
             " select alerts.scope, alerts.user_id, alerts.org_id, alerts.metric_type, alerts.month,"
@@ -356,8 +408,8 @@ class _Alerts:
             "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan,"
             "  alerts.announced_at is not null"
             "   and alerts.announced_at >= coalesce(alerts.recrossed_at, '-infinity') as is_news"
-            f" from {{schema}}.{NAME} as alerts left join {{schema}}.usage_limit_status as status"
-            f"  on {_same('alerts', 'status')}"
+            f" from {{schema}}.{NAME} as alerts left join {{schema}}.{LIMITS} as status"
+            f"  on {_same('alerts', 'status')} and status.month = alerts.month"
             " where alerts.month = %s and alerts.resolved_at is null"
             "  and (status.status is not null"
             "   or status.scope is null and alerts.metric_type = any(%s::text[]))"
@@ -366,9 +418,9 @@ class _Alerts:
             "   where metric_date >= %s and event_count is null)",
             self.as_of,
             self.snapshot_id,
-            month,
+            self.month,
             [meter.key for meter in meters],
-            month,
+            self.month,
         )
         return self._execute(
             f"update {{schema}}.{NAME} as alerts set resolved_at = now() from resolved"
@@ -379,10 +431,7 @@ class _Alerts:
     def _raise(self, meters: Sequence[Meter], *, announced: bool) -> int:
         self._execute(
             "create temp table raised on commit drop as"
-            " select status.scope, status.user_id, status.org_id, status.metric_type, status.month,"
-            "  thresholds.threshold, status.used_quantity, status.limit_quantity,"
-            "  cast(%s as date) as usage_date, cast(%s as text) as snapshot_id, status.plan"
-            " from {schema}.usage_limit_status as status"
+            f" {_CROSSED.format(threshold='thresholds.threshold')} from {self._status} as status"
             " inner join unnest(%s::text[], %s::numeric[]) as thresholds (metric_type, threshold)"
             "  on status.metric_type = thresholds.metric_type"
             f" left join {{schema}}.{NAME} as alerts on {_same('alerts', 'status')}"

@@ -22,7 +22,7 @@ from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.disk import disk_is_full, scratch
 from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duckdb, quoted
 from usage_pipeline.infra.postgres import database_error
-from usage_pipeline.publishing import publisher
+from usage_pipeline.publishing import publisher, readers_copy
 from usage_pipeline.publishing.changes import (
     INSTANT,
     Delta,
@@ -100,7 +100,7 @@ def repair(settings: Settings, days: DayRange) -> list[Unlike]:
         unlike = comparison.run(days)
         served_is_own = comparison.served_is_own
     if not served_is_own:
-        published.serve_again(settings)
+        readers_copy.serve_again(settings)
     with scratch(settings) as work, _opened(settings, built=True) as comparison:
         found = comparison.run(days)
         agreed = _agreed(found)
@@ -433,8 +433,7 @@ class _Comparison:
 
 
 def _all_rows(table: ServedTable) -> str:
-    """A view that unrolls a table's rows shows by a few whether it is the one that it should be."""
-    return "scope = 'platform'" if table in _VIEWS else "true"
+    return _VIEWS[table].telling if table in _VIEWS else "true"
 
 
 def _by_month(days: DayRange) -> list[DayRange]:

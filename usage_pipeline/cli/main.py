@@ -13,6 +13,7 @@ from usage_pipeline.cli import (
     answers,
     app_db,
     health,
+    keys,
     meters,
     rollups,
     users,
@@ -64,6 +65,13 @@ webhook_commands.command("test")(webhooks.test)
 webhook_commands.command("list")(webhooks.list_deliveries)
 webhook_commands.command("replay")(webhooks.replay)
 app.add_typer(webhook_commands, name="webhooks")
+
+key_commands = typer.Typer(help="Keys that programs call the API with.", no_args_is_help=True)
+key_commands.command("create")(keys.create)
+key_commands.command("list")(keys.list_keys)
+key_commands.command("rotate")(keys.rotate)
+key_commands.command("revoke")(keys.revoke)
+app.add_typer(key_commands, name="keys")
 
 meter_commands = typer.Typer(
     help="What a change of the meters file does.",

@@ -199,7 +199,7 @@ def up(
         int, typer.Option(help="Port of the usage pages on 127.0.0.1.", min=1, max=65535)
     ] = 8000,
 ) -> None:
-    """Serve Dagster, with schedules and sensors running, and the usage pages.
+    """Serve Dagster and the usage pages, with schedules running.
 
     All of it on 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0.
 

@@ -6,7 +6,9 @@ import os
 import threading
 from contextlib import suppress
 from datetime import date
+from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import typer
@@ -28,16 +30,18 @@ def web(
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = PORT,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """Serve the usage pages, the platform's analytics and the API.
+    """Serve the usage pages and the API.
 
     On 127.0.0.1, until Ctrl-C or SIGTERM, which end it with exit code 0. `up` starts it too.
 
     Example: `usage-pipeline web --port 8000`
     """
     settings = valid_settings()
-    if settings.development and host not in LOOPBACK:
+    for name in (host, urlsplit(settings.web_url).hostname):
+        if not settings.development or name in LOOPBACK:
+            continue
         raise UsagePipelineError(
-            f"The development sign-in, without a password, is for this machine, and not for {host}",
+            f"The development sign-in, without a password, is for this machine, and not for {name}",
             "Set up a sign-in (docs/web.md), or USAGE_WEB_DEVELOPMENT=false",
         )
     with interrupts.awaited() as stopped:
@@ -74,4 +78,9 @@ def _actions(settings: Settings) -> Actions:
         answer = answer_to(settings, Question(metric, month, user_id, org_id))
         return [(label, list(lines)) for label, lines in told(settings, answer)]
 
-    return Actions(explain=explain, start_rollup=start_rollup)
+    def document_models() -> Path:
+        from usage_pipeline.warehouse.transform import Transformer
+
+        return Transformer(settings).documentation()
+
+    return Actions(explain=explain, start_rollup=start_rollup, document_models=document_models)

@@ -12,8 +12,7 @@ from usage_pipeline.meters.meter import EVENT_TYPES, Meter
 
 
 def dbt_vars(meters: list[Meter]) -> dict[str, Any]:
-    """What the dbt project gets as `vars`; constant while the meters are, so dbt reparses only
-    when they change."""
+    """What the dbt project gets as `vars` when it runs."""
     return {
         "meters": [
             {

@@ -28,6 +28,7 @@ from usage_pipeline.infra.postgres import connect
 from usage_pipeline.landing import erased_users, lost_events
 from usage_pipeline.landing.erasing import days_of_user, erase_user
 from usage_pipeline.landing.landed_days import in_use, landed_manifests
+from usage_pipeline.publishing import readers_copy
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import exports, published
 from usage_pipeline.settings import Settings
@@ -127,7 +128,7 @@ def erase(rollup: Rollup, user_id: UUID) -> list[Trace]:
                 compact(settings, path)
         if published.exists(settings):
             with scratch(settings) as work:
-                published.serve(settings, work / settings.snapshot_path.name)
+                readers_copy.serve(settings, work / settings.snapshot_path.name)
     exports.remove_user(settings, user_id)
     if published.exists(settings):
         rollup.announce_days()  # a person less is active on them; `status` would miss it

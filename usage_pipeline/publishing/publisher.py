@@ -29,7 +29,7 @@ from usage_pipeline.infra.duckdb_files import load_postgres_extension, open_duck
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.meters.version import spelled_meters
-from usage_pipeline.publishing import ledger
+from usage_pipeline.publishing import ledger, readers_copy
 from usage_pipeline.publishing.changes import Delta, TableChange, compare_all, count
 from usage_pipeline.publishing.history import (
     additive_metrics,
@@ -145,7 +145,7 @@ def publish(
                     build_snapshot(db, settings.published_path, work / STATE, deltas, snapshot)
                     note_days(db, ranges, built_with)
                     db.execute("checkpoint serving")
-                    published.stage(settings, work / STATE, copy)
+                    readers_copy.stage(settings, work / STATE, copy)
             source = "serving" if report.changed else "published"
             report.restated = ledger.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
             parquet = ParquetFiles(settings, work / "parquet")
@@ -159,7 +159,7 @@ def publish(
         with report.timed("swap"):
             if report.changed:
                 (work / STATE).replace(settings.published_path)
-            published.serve(settings, copy)
+            readers_copy.serve(settings, copy)
             report.parquet_bytes = parquet.swap(snapshot)
             permissions.share_all(settings)
     report.snapshot_id = snapshot.snapshot_id
@@ -199,7 +199,7 @@ def repair(
         source = "serving"
         build_snapshot(db, settings.published_path, work / STATE, deltas["snapshot"], snapshot)
         db.execute("checkpoint serving")
-        published.stage(settings, work / STATE, copy)
+        readers_copy.stage(settings, work / STATE, copy)
     parquet = ParquetFiles(settings, work / "parquet")
     parquet.stage(db, source, deltas["parquet"], snapshot, snapshot, repairing=True)
     url = publish_database_url(settings)
@@ -209,6 +209,6 @@ def repair(
     if source == "serving":
         db.execute("detach serving")
         (work / STATE).replace(settings.published_path)
-        published.serve(settings, copy)
+        readers_copy.serve(settings, copy)
     parquet.swap(snapshot)
     permissions.share_all(settings)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -21,15 +22,16 @@ import duckdb
 from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.disk import locked, scratch
-from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
+from usage_pipeline.infra.duckdb_files import open_duckdb
 from usage_pipeline.serving import published
-from usage_pipeline.serving.landed_events import landed_events
+from usage_pipeline.serving.landed_events import EXTRACT_AGAIN, landed_events
 from usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow
 
 _HEADER = b"usage_date,org_id,metric_type,total_quantity,event_count\n"
+_EVENTS_HEADER = b"created_at,id,org_id,event_type,quantity,event_data\n"
 _ROWS_PER_BATCH = 100_000
 _SOME_USERS = ".some_users"  # beside a manifest of users who were exported one by one
 _STATE = ".published"  # beside the manifest: what was published of the month when it was exported
@@ -157,42 +159,90 @@ def export_user_events(settings: Settings, month: date, user_id: UUID) -> Path:
     Raises:
         UsagePipelineError: event data is not landed, or the user has no events in the month.
     """
-    if not settings.land_event_data:
-        raise UsagePipelineError(
-            "Raw events cannot be exported without their event_data",
-            "Set USAGE_LAND_EVENT_DATA=true and land the month again",
-        )
-    first = month.replace(day=1)
-    landed = [
-        str(path)
-        for day in DayRange(max(first, settings.start_date), next_month(first)).days()
-        for path in settings.events_dir.glob(f"usage_date={day}/part-*.parquet")
-    ]
+    _require_event_data(settings)
     target = _month_dir(settings, month) / f"{str(user_id)[:2]}/{user_id}.events.csv"
-    with _only_export(settings, month) as work, open_duckdb(settings, ":memory:") as db:
+    with _only_export(settings, month) as work:
         staged = work / "events.csv"
-        rows = landed and db.execute(
-            f"""
-            copy (
-                select strftime(created_at, '%Y-%m-%dT%H:%M:%S.%fZ') as created_at, id,
-                       {_inert("cast(org_id as varchar)")} as org_id,
-                       {_inert("event_type")} as event_type,
-                       coalesce({_plain("quantity")}, {_inert("quantity_raw")}) as quantity,
-                       {_inert("event_data")} as event_data
-                from {landed_events("$files")} as events
-                where user_id = $user
-                order by events.created_at, events.id
-            ) to '{quoted(staged)}' (format csv, header true)
-            """,
-            {"files": landed, "user": str(user_id)},
-        ).fetchall() != [(0,)]
-        if not rows:
+        with staged.open("wb") as file:
+            file.writelines(stream_events(settings, month, user_id=user_id))
+        if staged.stat().st_size == len(_EVENTS_HEADER):
             raise UsagePipelineError(
                 f"User {user_id} has no landed events in {month:%Y-%m}",
                 "Check the id and the month, or land the month with `usage-pipeline rollup`",
             )
         _move(staged, target)
     return target
+
+
+def stream_events(
+    settings: Settings, month: date, *, user_id: UUID | None = None, org_id: UUID | None = None
+) -> Iterator[bytes]:
+    """Landed events of a month as lines of CSV, invalid ones included, times in UTC: of a user, of
+    an organisation, or of a user within one. No more than a day of them is sorted at once.
+
+    Args:
+        settings: where the landing files are.
+        month: any day of the month.
+        user_id: whose events.
+        org_id: in which organisation.
+
+    Raises:
+        UsagePipelineError: event data is not landed, which is said before the first line; or a
+            landed day cannot be read.
+    """
+    _require_event_data(settings)
+    first = month.replace(day=1)
+    days = DayRange(max(first, settings.start_date), next_month(first)).days()
+    whose = {"user_id": user_id, "org_id": org_id}
+    given = {name: str(value) for name, value in whose.items() if value}
+    return chain([_EVENTS_HEADER], _events_lines(settings, days, given))
+
+
+def _events_lines(
+    settings: Settings, days: Sequence[date], given: Mapping[str, str]
+) -> Iterator[bytes]:
+    cells = (
+        "strftime(created_at, '%Y-%m-%dT%H:%M:%S.%fZ')",
+        _cell("id"),
+        "cast(org_id as varchar)",
+        _cell("event_type"),
+        f"coalesce({_plain('quantity')}, {_cell('quantity_raw')})",
+        _cell("event_data"),
+    )
+    separated = ", chr(44), ".join(cells)
+    line = f"concat({separated}, chr(10))"
+    where = " and ".join(f"{name} = ${name}" for name in given)
+    with open_duckdb(settings, ":memory:") as db:
+        for day in days:
+            for again in (True, False):
+                folder = settings.events_dir / f"usage_date={day}"
+                files = [str(path) for path in folder.glob("part-*.parquet")]
+                if not files:
+                    break
+                try:
+                    rows = db.execute(
+                        f"select {line} from {landed_events('$files')} as events"
+                        f" where {where} order by events.created_at, events.id",
+                        {"files": files, **given},
+                    )
+                    batch = rows.fetchmany(_ROWS_PER_BATCH)
+                    break
+                except duckdb.Error as error:
+                    if not again:  # else it was landed again, and these files are gone
+                        raise UsagePipelineError(
+                            f"Landed day {day} cannot be read", EXTRACT_AGAIN
+                        ) from error
+            while files and batch:
+                yield "".join(text for (text,) in batch).encode()
+                batch = rows.fetchmany(_ROWS_PER_BATCH)
+
+
+def _require_event_data(settings: Settings) -> None:
+    if not settings.land_event_data:
+        raise UsagePipelineError(
+            "Raw events cannot be exported without their event_data",
+            "Set USAGE_LAND_EVENT_DATA=true and land the month again",
+        )
 
 
 def remove_user(settings: Settings, user_id: UUID) -> None:

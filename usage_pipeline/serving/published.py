@@ -16,7 +16,6 @@ from pathlib import Path
 import duckdb
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.infra import permissions
 from usage_pipeline.infra.disk import scratch
 from usage_pipeline.infra.duckdb_files import open_duckdb, quoted
 from usage_pipeline.settings import Settings
@@ -79,56 +78,6 @@ def readers_log(settings: Settings) -> Path | None:
     copy reads what it says as well, also of another copy that was there before."""
     log = settings.snapshot_path.with_name(f"{settings.snapshot_path.name}.wal")
     return log if log.exists() else None
-
-
-def stage(settings: Settings, state: Path, copy: Path) -> None:
-    """Prepare the readers' copy of a state that is about to be published."""
-    clone(state, copy)
-    permissions.share(settings, copy)
-
-
-def serve(settings: Settings, copy: Path) -> None:
-    """Give readers what is published, when they have anything else or lost it.
-
-    Args:
-        settings: where the files are.
-        copy: as staged; made here when absent.
-    """
-    served, own = settings.snapshot_path, own_path(settings)
-    if not copy.exists():
-        if _is_copy(served, own) and not readers_log(settings):
-            return
-        stage(settings, own, copy)
-    times = own.stat()
-    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-    permissions.make_shared_folder(settings, served.parent)
-    # A log that a writing reader left would be replayed into the new file, or forbid opening it.
-    # One who has the old file open can still make one: the next publish finds it.
-    _remove_log(settings)
-    copy.replace(served)
-    _remove_log(settings)
-
-
-def _remove_log(settings: Settings) -> None:
-    if log := readers_log(settings):
-        log.unlink(missing_ok=True)
-
-
-def serve_again(settings: Settings) -> None:
-    """Give readers what is published, whatever lies there."""
-    with scratch(settings) as work:
-        copy = work / settings.snapshot_path.name
-        stage(settings, own_path(settings), copy)
-        serve(settings, copy)
-
-
-def _is_copy(served: Path, own: Path) -> bool:
-    """Whether nobody touched the readers' copy: size and time of change tell, as for rsync."""
-    try:
-        left, right = served.stat(), own.stat()
-    except FileNotFoundError:
-        return False
-    return (left.st_size, left.st_mtime_ns) == (right.st_size, right.st_mtime_ns)
 
 
 def clone(source: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """Transforming: dbt, run inside this process. What is built is said in the dbt project.
 
-dbt's parse is done once per change of the project or the meters and kept under USAGE_HOME/dbt;
-running in-process with that manifest saves the seconds a dbt command needs to start.
+dbt's parse is done once per change of the project, which knows no meters until it runs, and kept
+under USAGE_HOME/dbt; running in-process with that manifest saves the seconds a dbt command needs to
+start.
 """
 
 from __future__ import annotations
@@ -39,16 +40,15 @@ if TYPE_CHECKING:
 
 DBT = "dbt's start and end"  # the stage around its models and tests
 
-# What a parse puts in the place of this home's: paths are not known before a model is compiled, so
-# a process parses once for all homes. The warehouse's name is that of its database.
+# What a parse puts in the place of this home's: paths and meters are not known before a model is
+# compiled, so a process parses once for all homes. The warehouse's name is that of its database.
 _NOWHERE = {
     "USAGE_DBT_WAREHOUSE": "warehouse.duckdb",
     "USAGE_DBT_LANDING": "<landing>",
     "USAGE_DBT_LANDED_EVENTS": "<landed events>",
     "USAGE_DBT_SNAPSHOT": "published.duckdb",
 }
-_PARSED: dict[str, Manifest] = {}  # by what was parsed
-_PARSES_KEPT = 3
+_PARSED: dict[str, Manifest] = {}  # of the project as it is, by its hash
 
 # Stands in the SQL of `usage_daily_models` for the list of landed files.
 LANDED_FILES = "'landed files'"
@@ -116,10 +116,10 @@ class Transformer:
         return PendingDays(self.settings, self.version, landed, lost)
 
     def manifest_path(self) -> Path:
-        """dbt's manifest.json, made by a parse when absent or older than project and meters."""
+        """dbt's manifest.json, made by a parse when absent or older than the project."""
         path = self.settings.dbt_target_dir / "manifest.json"
         stamp = self.settings.dbt_target_dir / "parsed_version"
-        current = self._parsed_version
+        current = self._project
         if not path.exists() or not stamp.exists() or stamp.read_text() != current:
             path.parent.mkdir(parents=True, exist_ok=True)  # the parse may have been another home's
             # By rename: a kill must not leave half a manifest, nor another process read it.
@@ -177,6 +177,16 @@ class Transformer:
         nodes = self._loaded_manifest().nodes.values()
         return {node.unique_id for node in nodes if node.resource_type == "test"}
 
+    def documentation(self) -> Path:
+        """dbt's pages of the project in one file, made when absent or older than the project.
+
+        Columns and types come from the models' contracts: the warehouse is not opened.
+        """
+        path, manifest = self.settings.dbt_target_dir / "static_index.html", self.manifest_path()
+        if not path.exists() or path.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            self._dbt(["docs", "generate", "--static", "--empty-catalog", "--no-compile"])
+        return path
+
     def usage_daily_models(self) -> dict[str, str]:
         """`usage_daily` and the models it is made of, each as the statement that creates it in a
         database `warehouse`, in the order in which they build.
@@ -212,14 +222,14 @@ class Transformer:
         return models
 
     @cached_property
-    def _parsed_version(self) -> str:
+    def _project(self) -> str:
         """Identifies what dbt parses."""
-        return f"{self.version} {_project_hash()}"
+        return _project_hash()
 
     @cached_property
     def _stamp(self) -> str:
         """Identifies what dbt renders: its SQL holds what it reads, and where."""
-        return f"{self._parsed_version} {landed_events(self._all_landed_files)}"
+        return f"{self.version} {self._project} {landed_events(self._all_landed_files)}"
 
     @property
     def _all_landed_files(self) -> str:
@@ -250,11 +260,12 @@ class Transformer:
         from dbt.cli.main import dbtRunner
 
         interrupts.quiet_tracker()
-        manifest = None
+        manifest, given = None, {}
         if arguments == ["parse"]:
             os.environ.update(_NOWHERE)
         else:
             manifest = self._bound(self._loaded_manifest())
+            given = {**self.dbt_vars(), **(variables or {})}
         self.settings.dbt_target_dir.mkdir(parents=True, exist_ok=True)
         outcome = dbtRunner(manifest=manifest).invoke(
             [
@@ -269,12 +280,14 @@ class Transformer:
                 str(DBT_PROJECT_DIR),
                 "--profiles-dir",
                 str(DBT_PROJECT_DIR),
+                "--target",
+                "warehouse",
                 "--target-path",
                 str(self.settings.dbt_target_dir),
                 "--log-path",  # nothing is logged there, but dbt makes the directory
                 str(self.settings.dbt_target_dir),
                 "--vars",
-                json.dumps({**self.dbt_vars(), **(variables or {})}),
+                json.dumps(given),
             ]
         )
         # Open from the first to the last node, not once for each; closed, because only one process
@@ -297,13 +310,13 @@ class Transformer:
         }
 
     def _loaded_manifest(self) -> Manifest:
-        if self._parsed_version not in _PARSED:
+        if self._project not in _PARSED:
             with self.timings.stage(DBT):
                 # quick in a home where nothing changed: dbt reuses its partial parse
-                _PARSED[self._parsed_version] = cast("Manifest", self._dbt(["parse"]))
-            if len(_PARSED) > _PARSES_KEPT:
-                del _PARSED[next(iter(_PARSED))]
-        return _PARSED[self._parsed_version]
+                parsed = cast("Manifest", self._dbt(["parse"]))
+            _PARSED.clear()
+            _PARSED[self._project] = parsed
+        return _PARSED[self._project]
 
     def _bound(self, manifest: Manifest) -> Manifest:
         """The manifest as parsed, with this home's places.
@@ -348,12 +361,15 @@ def _project_hash() -> str:
 
 # Text in quotes first, so that what looks like a comment in it is none.
 _SQL_PIECES = re.compile(r"('(?:[^']|'')*')|--[^\n]*|/\*.*?\*/|\{#.*?#\}|\s+", re.DOTALL)
-_PROSE = ("description", "data_tests", "unit_tests")
+_PROSE = (
+    *("description", "data_tests", "unit_tests"),
+    *("exposures", "semantic_models", "metrics", "time_spine", "granularity"),
+)
 
 
 def _models_hash() -> str:
     """Changes when a number could: with the code of models and macros and what configures them,
-    not with comments, layout, descriptions and tests."""
+    not with comments, layout, descriptions, tests, and what is said of finished tables."""
     digest = hashlib.sha256()
     for path in _project_files("models", "macros"):
         text = path.read_text("utf-8")

@@ -14,7 +14,7 @@ import sqlalchemy
 
 from usage_pipeline.app_db.session import source_query
 from usage_pipeline.infra.database_urls import app_database_url
-from usage_pipeline.infra.postgres_pool import open_pool
+from usage_pipeline.infra.postgres_pool import Pool
 from usage_pipeline.settings import Settings
 
 Role = Literal["owner", "admin", "member"]
@@ -26,10 +26,11 @@ class Identity:
     """Who asks.
 
     Attributes:
-        user_id: None for a service key, which asks for others.
+        user_id: None for a service key, which asks for others, and for people of the company.
         scopes: of a service key; a person has none and needs none.
         org_id: the only organisation that a portal link shows; None does not narrow.
         via: how they signed in.
+        key_id: of a service key.
     """
 
     user_id: UUID | None
@@ -37,6 +38,12 @@ class Identity:
     scopes: frozenset[str] = frozenset()
     org_id: UUID | None = None
     via: Literal["development", "token", "portal", "oidc", "key"] = "token"
+    key_id: str | None = None
+
+    @property
+    def may_change(self) -> bool:
+        """Whether they may do more than look; a portal link shows, and no more."""
+        return self.via != "portal"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,16 @@ class Members:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = open_pool(app_database_url(settings))
+        self._pool = Pool(app_database_url(settings), "USAGE_APP_DATABASE_URL")
+
+    @property
+    def in_use(self) -> int:
+        """Connections to the source that somebody has at this moment."""
+        return self._pool.in_use
+
+    def close(self) -> None:
+        """Close the connections to the source."""
+        self._pool.close()
 
     def orgs_of(self, user_id: UUID) -> list[Membership]:
         """Organisations of a user that are not deleted, by name."""
@@ -79,6 +95,20 @@ class Members:
             Membership(UUID(str(org)), name, role)
             for org, name, role in self._ask(query, user_id=str(user_id))
         ]
+
+    def shown_to(self, identity: Identity) -> list[Membership]:
+        """The organisations whose usage somebody may look at as one of their members."""
+        if identity.user_id is None:
+            return []
+        return [
+            membership
+            for membership in self.orgs_of(identity.user_id)
+            if identity.org_id in (None, membership.org_id)
+        ]
+
+    def role(self, identity: Identity, org_id: UUID) -> Role | None:
+        """What somebody is in an organisation; None when nothing, or when a link hides it."""
+        return next((m.role for m in self.shown_to(identity) if m.org_id == org_id), None)
 
     def of(self, org_id: UUID) -> list[Person]:
         """Who is of an organisation, the first ones first."""
@@ -108,7 +138,15 @@ class Members:
         """
         return bool(self._ask(query, user_id=str(user_id)))
 
+    def ask_for_nothing(self) -> None:
+        """Whether the source answers.
+
+        Raises:
+            UsagePipelineError: it does not.
+        """
+        self._ask("select 1")
+
     def _ask(self, query: str, **parameters: str) -> list[tuple[Any, ...]]:
-        with self._engine.connect() as connection:
+        with self._pool.connect() as connection:
             rows = connection.execute(sqlalchemy.text(query), parameters)
             return [tuple(row) for row in rows]

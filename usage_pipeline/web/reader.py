@@ -14,18 +14,25 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import duckdb
-import psycopg2
 import sqlalchemy
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ProgrammingError
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import publish_database_url
-from usage_pipeline.infra.postgres import database_error
-from usage_pipeline.infra.postgres_pool import open_pool
+from usage_pipeline.infra.duckdb_files import MEMORY_LIMIT, quoted
+from usage_pipeline.infra.postgres_pool import Pool
 from usage_pipeline.settings import Settings
 
 Row = Mapping[str, Any]
 _PARAMETER = re.compile(r"(?<!:):(\w+)")
+_NO_SUCH_TABLE = "42P01"
+
+
+class NotPublished(UsagePipelineError):
+    """No run has published anything yet."""
+
+    def __init__(self) -> None:
+        super().__init__("Nothing is published", "Publish it with `usage-pipeline rollup`")
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,17 @@ class Reader(Protocol):
         """One state for all questions in the block.
 
         Raises:
-            UsagePipelineError: nothing is published, or the database cannot be read.
+            NotPublished: nothing is.
+            UsagePipelineError: the database cannot be read.
         """
         yield from ()
+
+    @property
+    def in_use(self) -> int:
+        """Connections that somebody reads with at this moment."""
+
+    def close(self) -> None:
+        """Close what is open, until it is asked for again."""
 
 
 def open_reader(settings: Settings) -> Reader:
@@ -66,7 +81,7 @@ def open_reader(settings: Settings) -> Reader:
 
 def _snapshot(rows: list[Row]) -> Snapshot:
     if not rows:
-        raise UsagePipelineError("Nothing is published", "Publish it with `usage-pipeline rollup`")
+        raise NotPublished
     return Snapshot(rows[0]["snapshot_id"], rows[0]["published_at"])
 
 
@@ -78,22 +93,29 @@ class _Postgres:
 
     def __init__(self, settings: Settings) -> None:
         own = settings.web_database_url
-        self._variable = "USAGE_WEB_DATABASE_URL" if own else "USAGE_PUBLISH_DATABASE_URL"
-        self._url = own.get_secret_value() if own else publish_database_url(settings)
-        self._engine = open_pool(self._url, schema=settings.publish_schema)
+        self._pool = Pool(
+            own.get_secret_value() if own else publish_database_url(settings),
+            "USAGE_WEB_DATABASE_URL" if own else "USAGE_PUBLISH_DATABASE_URL",
+            schema=settings.publish_schema,
+        )
 
     @contextmanager
     def open(self) -> Iterator[Published]:
-        try:
-            with self._engine.connect() as connection:
-                yield _InPostgres(connection)
-        except (DBAPIError, psycopg2.Error, sqlalchemy.exc.TimeoutError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-            if getattr(cause, "pgcode", None) == "42P01":  # no such table
-                raise UsagePipelineError(
-                    "Nothing is published", "Publish it with `usage-pipeline rollup`"
-                ) from None
-            raise database_error(Exception(str(cause)), self._url, self._variable) from None
+        with self._pool.connect() as connection:
+            try:
+                published = _InPostgres(connection)
+            except ProgrammingError as error:
+                if getattr(error.orig, "pgcode", None) == _NO_SUCH_TABLE:
+                    raise NotPublished from None
+                raise
+            yield published
+
+    @property
+    def in_use(self) -> int:
+        return self._pool.in_use
+
+    def close(self) -> None:
+        self._pool.close()
 
 
 class _InPostgres:
@@ -115,26 +137,38 @@ class _Duckdb:
         self._path = settings.snapshot_path
         self._lock = threading.Lock()
         self._opened: tuple[tuple[int, int], duckdb.DuckDBPyConnection] | None = None
+        self.in_use = 0
 
     @contextmanager
     def open(self) -> Iterator[Published]:
-        cursor = self._connection().cursor()
         try:
-            yield _InDuckdb(cursor)
-        finally:
-            cursor.close()
+            with self._connection().cursor() as cursor:
+                self.in_use += 1
+                try:
+                    cursor.execute("use served; set TimeZone = 'UTC'")
+                    yield _InDuckdb(cursor)
+                finally:
+                    self.in_use -= 1
+        except duckdb.Error as error:
+            raise UsagePipelineError(
+                f"{self._path} cannot be read ({str(error).splitlines()[0]})",
+                "Make it again with `usage-pipeline rollup`",
+            ) from None
+
+    def close(self) -> None:
+        self._opened = None
 
     def _connection(self) -> duckdb.DuckDBPyConnection:
         with self._lock:
             try:
                 there = self._path.stat()
             except FileNotFoundError:
-                raise UsagePipelineError(
-                    "Nothing is published", "Publish it with `usage-pipeline rollup`"
-                ) from None
+                raise NotPublished from None
             which = (there.st_ino, there.st_mtime_ns)
             if self._opened is None or self._opened[0] != which:
-                db = duckdb.connect(str(self._path), read_only=True)
+                # Attached: opening a path again gives the file that the process has open already.
+                db = duckdb.connect(config={"memory_limit": MEMORY_LIMIT})
+                db.execute(f"attach '{quoted(self._path)}' as served (read_only)")
                 self._opened = which, db
             return self._opened[1]
 
@@ -142,7 +176,6 @@ class _Duckdb:
 class _InDuckdb:
     def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
-        cursor.execute("set TimeZone = 'UTC'")
         self.snapshot = _snapshot(self.rows(_WHICH))
 
     def rows(self, sql: str, **parameters: Any) -> list[Row]:

@@ -1,10 +1,23 @@
 {{ config(materialized='ephemeral') }}
 
-with as_of as (
+with newest as (
     select max(usage_date) as as_of_date from {{ ref('stg_landed_days') }}
+),
+
+as_of as (
+    select
+        {{ month_of('as_of_date') }} as month,
+        as_of_date
+    from newest
+    union all
+    select
+        {{ month_of(add_days(month_of('as_of_date'), -1)) }} as month,
+        {{ add_days(month_of('as_of_date'), -1) }} as as_of_date
+    from newest
 )
 
 select
+    as_of.month,
     subscriptions.subscription_id,
     -- who is named beside an organisation pays for it: were it of both, the user would have two rows
     case when subscriptions.org_id is null then subscriptions.user_id end as user_id,

@@ -260,7 +260,7 @@ estimates as (
                     / (spans.history_days - spans.recent_days)
                 ) * 2 / {{ fitted_days() }}
             else 0
-        end as trend,
+        end as free_trend,
         {% for weekday in weekdays() %}
         case
             when sums.total_quantity > 0
@@ -308,11 +308,25 @@ estimates as (
     where not sums.is_too_great and spans.history_days >= {{ fewest_days() }}
 ),
 
+levels as (
+    select
+        *,
+        case
+            when may_be_negative then mean_quantity + {{ trend_days() }} * free_trend
+            else greatest(mean_quantity + {{ trend_days() }} * free_trend, 0)
+        end as level
+    from estimates
+),
+
+-- no day comes below zero of whoever has never been there
 parameters as (
     select
         *,
-        mean_quantity + {{ trend_days() }} * trend as level
-    from estimates
+        case
+            when may_be_negative then free_trend
+            else greatest(free_trend, -{{ steepest_fall() }} * level)
+        end as trend
+    from levels
 ),
 
 -- squares over all days, those without an event included, from sums over those with one
@@ -332,10 +346,7 @@ fits as (
 -- the days that an earlier fit is tested on, with what it gives for them
 forecasts as (
     select
-        case
-            when fits.may_be_negative then fits.level + fits.trend * days.damping
-            else greatest(fits.level + fits.trend * days.damping, 0)
-        end * {{ of_weekday('days.weekday', 'fits.') }} as expected,
+        (fits.level + fits.trend * days.damping) * {{ of_weekday('days.weekday', 'fits.') }} as expected,
         fits.spread * days.widening as half_width,
         days.usage_date,
         days.naive_date,

@@ -1,4 +1,6 @@
 {{ config(event_time='month', tags=['monthly'], meta={'reach': 'month'}) }}
+-- before it is known whether any meter counts distinct values: dbt parses for all meters alike
+{% set values_monthly = ref('usage_values_monthly') %}
 
 with partials as (
     select
@@ -37,7 +39,7 @@ left join (
         org_id,
         metric_type,
         count(*) as distinct_count
-    from {{ ref('usage_values_monthly') }}
+    from {{ values_monthly }}
     where {{ in_window('month', 'month') }}
     group by month, user_id, org_id, metric_type
 ) as counted

@@ -20,8 +20,8 @@ from usage_pipeline.app_db.sample.columns import SECOND, Columns, copy_columns
 from usage_pipeline.app_db.sample.events import (
     CORRECTION,
     choose_oddities,
+    expected_use,
     invent_events,
-    mean_use,
 )
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.postgres import connect
@@ -89,11 +89,11 @@ def load_sample(
     people = invent_users(rng, users, *period)
     orgs = invent_orgs(rng, people, period[1])
     oddities = choose_oddities(rng, events)
-    monthly_use = mean_use(events / users / days * 30)
+    demand = expected_use(people, orgs, period, events)
     with connect(url) as connection, connection.cursor() as cursor:
         _require_empty_tables(cursor)
         cursor.execute("set local time zone 'UTC'")
-        for table, columns in account_tables(rng, people, orgs, period[1], monthly_use):
+        for table, columns in account_tables(rng, people, orgs, period[1], demand):
             copy_columns(cursor, table, columns)
         # Building this index at the end is cheaper than keeping it up; the primary key stays.
         cursor.execute("drop index if exists usage_events_created_at_idx")

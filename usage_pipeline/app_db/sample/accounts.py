@@ -21,8 +21,8 @@ ZONE_SHARES = {
 }
 KIND_SHARES = (0.60, 0.25, 0.15)  # office workers, integrators, AI users
 PLANS = ("free", "pro", "team", "enterprise")
-# In mean monthly use of one user, so that some cross them whatever the size of the sample.
-LIMIT_FACTORS = {"free": 1, "pro": 4, "team": 20, "enterprise": None}  # None: unlimited
+# In mean monthly use of one user, so that a few cross them whatever the size of the sample.
+LIMIT_FACTORS = {"free": 7, "pro": 15, "team": 50, "enterprise": None}  # None: unlimited
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,23 @@ def invent_orgs(rng: np.random.Generator, users: Users, end: int) -> Orgs:
     return Orgs(uuids(rng, count), created, ended, deleted, owner, places, joined)
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What plans are made and chosen by.
+
+    Attributes:
+        monthly_use: mean quantity of one user in a month, per event type.
+        users: how often that each user is to use of the busiest type personally.
+        orgs: the same of each org.
+    """
+
+    monthly_use: Mapping[str, float]
+    users: Numbers
+    orgs: Numbers
+
+
 def account_tables(
-    rng: np.random.Generator, users: Users, orgs: Orgs, end: int, monthly_use: Mapping[str, float]
+    rng: np.random.Generator, users: Users, orgs: Orgs, end: int, demand: Demand
 ) -> Iterator[tuple[str, Columns]]:
     """Name and columns of every table but the events.
 
@@ -103,7 +118,7 @@ def account_tables(
         users: who they are.
         orgs: where they work.
         end: nothing happens from then on.
-        monthly_use: mean quantity of one user in a month, per event type.
+        demand: what they are to use.
     """
     number = np.arange(len(users.ids))
     yield (
@@ -137,8 +152,8 @@ def account_tables(
             "created_at": instants(orgs.joined[member, place]),
         },
     )
-    yield "subscriptions", _subscriptions(rng, users, orgs, end)
-    yield "plan_limits", _plan_limits(monthly_use)
+    yield "subscriptions", _subscriptions(rng, users, orgs, end, demand)
+    yield "plan_limits", _plan_limits(demand.monthly_use)
     hooked = np.flatnonzero(rng.random(len(orgs.ids)) < 0.15)
     org_ids = orgs.ids.take(pa.array(hooked))
     yield (
@@ -155,24 +170,31 @@ def account_tables(
     )
 
 
-def _subscriptions(rng: np.random.Generator, users: Users, orgs: Orgs, end: int) -> Columns:
-    """One per org and per user without org; a quarter is replaced by the next plan up."""
+def _subscriptions(
+    rng: np.random.Generator, users: Users, orgs: Orgs, end: int, demand: Demand
+) -> Columns:
+    """One per org and per user without org, of the smallest plan that is enough; a fifth began with
+    the one below."""
     loners = np.flatnonzero((orgs.places < 0).all(axis=1))
     user = np.append(loners, np.full(len(orgs.ids), -1))
     org = np.append(np.full(len(loners), -1), np.arange(len(orgs.ids)))
     created = np.append(users.created[loners], orgs.created)
     ended = np.append(users.ended[loners], orgs.ended)
-    level = np.append(
+    # How many rows there are is drawn, so that demand changes neither ids nor what is drawn later.
+    content = np.append(
         rng.choice(2, len(loners), p=(0.8, 0.2)),
         rng.choice(4, len(orgs.ids), p=(0.35, 0.3, 0.3, 0.05)),
     )
     switch = created + DAY + rng.exponential(90 * DAY, len(created)).astype(np.int64)
-    upgraded = (rng.random(len(created)) < 0.25) & (switch < ended) & (level < len(PLANS) - 1)
+    upgraded = (rng.random(len(created)) < 0.25) & (switch < ended) & (content < 3)
 
+    enough = [factor for factor in LIMIT_FACTORS.values() if factor]
+    level = np.searchsorted(enough, np.append(demand.users[loners], demand.orgs))
+    level = np.maximum(level, upgraded)
     canceled = np.append(np.where(upgraded, switch, ended), ended[upgraded])
     created = np.append(created, switch[upgraded])
     user, org = np.append(user, user[upgraded]), np.append(org, org[upgraded])
-    level = np.append(level, level[upgraded] + 1)
+    level = np.append(level - upgraded, level[upgraded])
     status = np.select(
         [
             canceled < end,

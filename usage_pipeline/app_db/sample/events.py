@@ -16,8 +16,22 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from usage_pipeline.app_db.sample.accounts import KIND_SHARES, ZONE_SHARES, Orgs, Users
-from usage_pipeline.app_db.sample.columns import SECOND, Columns, Numbers, instants, join, uuids
+from usage_pipeline.app_db.sample.accounts import (
+    KIND_SHARES,
+    ZONE_SHARES,
+    Demand,
+    Orgs,
+    Users,
+)
+from usage_pipeline.app_db.sample.columns import (
+    DAY,
+    SECOND,
+    Columns,
+    Numbers,
+    instants,
+    join,
+    uuids,
+)
 
 JsonFields: TypeAlias = Mapping[str, "pa.Array | JsonFields"]
 
@@ -34,6 +48,7 @@ TYPE_SHARES = {
     "ai_tokens_used": (0.10, 0.02, 0.40),
     "user_active": (0.30, 0.04, 0.20),
 }
+PLACE_BOUNDS = (0.35, 0.92)  # where the shares of the places in Orgs end
 MEAN_QUANTITIES = (1.5, 1, 13, 660_000, 1, 1_500, 1)
 EVENT_TYPES = tuple(TYPE_SHARES)
 
@@ -67,10 +82,32 @@ def choose_oddities(rng: np.random.Generator, events: int) -> Oddities:
     return Oddities(defects, rng.random(events, np.float32) < 0.005)
 
 
-def mean_use(events: float) -> dict[str, float]:
-    """Mean quantity per event type in so many events."""
-    shares = np.array(KIND_SHARES) @ np.array(list(TYPE_SHARES.values())).T
-    return dict(zip(EVENT_TYPES, events * shares * MEAN_QUANTITIES, strict=True))
+def expected_use(users: Users, orgs: Orgs, period: tuple[int, int], events: int) -> Demand:
+    """What they are to use in a month, by activity, kind and places.
+
+    Args:
+        users: who act.
+        orgs: where they act.
+        period: `[begin, end)` as instants.
+        events: how many there are to be.
+    """
+    begin, end = period
+    by_kind = np.array(list(TYPE_SHARES.values())).T
+    shares = KIND_SHARES @ by_kind
+    a_month = events / len(users.ids) * 30 * DAY / (end - begin)
+    monthly_use = dict(zip(EVENT_TYPES, a_month * shares * MEAN_QUANTITIES, strict=True))
+
+    lived = np.clip(users.ended, begin, end) - np.clip(users.created, begin, end)
+    usual = (users.activity * (lived / (end - begin))).mean()
+    times = (users.activity / usual)[:, None] * (by_kind / shares)[users.kind]
+    at_place = np.where(orgs.places < 0, 0, np.diff((0, *PLACE_BOUNDS, 1)))
+    of_orgs = np.zeros((len(orgs.ids), len(EVENT_TYPES)))
+    for place in (1, 2):
+        member = np.flatnonzero(orgs.places[:, place] >= 0)
+        share = at_place[member, place][:, None]
+        np.add.at(of_orgs, orgs.places[member, place], times[member] * share)
+    personal = 1 - at_place.sum(axis=1, keepdims=True)
+    return Demand(monthly_use, (times * personal).max(axis=1), of_orgs.max(axis=1))
 
 
 def invent_events(
@@ -105,7 +142,7 @@ def invent_events(
         order = np.argsort(at)
         user, at = user[order], at[order]
 
-        place = np.searchsorted([0.35, 0.92], rng.random(len(rows)))
+        place = np.searchsorted(PLACE_BOUNDS, rng.random(len(rows)))
         org = orgs.places[user, place]
         personal = (org < 0) | (at < orgs.joined[user, place]) | (at >= orgs.ended[org])
         chance = rng.random((len(rows), 1))

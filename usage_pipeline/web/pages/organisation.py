@@ -10,7 +10,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Request
-from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from usage_pipeline.alerts import limits as alerts
@@ -25,6 +24,7 @@ from usage_pipeline.web.pages.charts import chart_script_address
 from usage_pipeline.web.pages.overview import overview
 from usage_pipeline.web.pages.subjects import managed, period_of
 from usage_pipeline.web.reader import Published
+from usage_pipeline.web.session import MayChange
 from usage_pipeline.web.state import FromWeb
 
 router = APIRouter(include_in_schema=False)
@@ -74,7 +74,7 @@ def organisation(
         chart_script=chart_script_address(),
         alerts=alerts.of_org(web.settings, org_id, state.months[:12]),
         deliveries=outbox.listed_webhooks(web.settings, org_id, _MOST_DELIVERIES),
-        may_change=identity.via != "portal",
+        may_change=identity.may_change,
         month=month,
         name=name,
         names={org_id: name},
@@ -135,20 +135,13 @@ def _shares(
 
 @router.post("/org/{org_id}/replay")
 def replay(
-    request: Request,
     web: FromWeb,
-    identity: SignedIn,
+    identity: MayChange,
     org_id: UUID,
-    *,
     message_id: Annotated[UUID, Form()],
     recipient_id: Annotated[UUID, Form()],
-    csrf_token: Annotated[str, Form()] = "",
 ) -> Response:
     """Let a webhook's delivery leave again."""
     managed(web, identity, org_id)
-    if identity.via == "portal":
-        raise HTTPException(403, "This link shows usage, and changes nothing.")
-    if not web.sessions.is_own_form(request, csrf_token):
-        raise HTTPException(403, "This form is not of your session: open the page again.")
     outbox.replay(web.settings, message_id, recipient_id, org_id)
     return RedirectResponse(f"/org/{org_id}#deliveries", status_code=303)

@@ -6,8 +6,17 @@
     ('org', ref('org_usage_monthly'), 'totals.org_id is not null', 'org_id', 'subscriber'),
 ] %}
 
-with as_of as (
+-- The running month, and the one before as of its last day: what of it is published late may have
+-- crossed a limit, too.
+
+with newest as (
     select {{ month_of('max(usage_date)') }} as month from {{ ref('stg_landed_days') }}
+),
+
+months as (
+    select month from newest
+    union all
+    select {{ month_of(add_days('month', -1)) }} as month from newest
 ),
 
 limits as (
@@ -31,6 +40,7 @@ limits as (
 
 subscriptions as (
     select
+        month,
         user_id,
         org_id,
         plan
@@ -39,6 +49,7 @@ subscriptions as (
 
 subscribers as (
     select distinct
+        month,
         user_id,
         org_id
     from subscriptions
@@ -47,6 +58,7 @@ subscribers as (
 -- of several plans the most generous one, meter by meter; one that does not speak of it has no say
 ranked_limits as (
     select
+        subscriptions.month,
         subscriptions.user_id,
         subscriptions.org_id,
         subscriptions.plan,
@@ -55,7 +67,12 @@ ranked_limits as (
         limits.limit_quantity,
         limits.is_unknown,
         row_number() over (
-            partition by subscriptions.user_id, subscriptions.org_id, limits.metric_type, limits.holder
+            partition by
+                subscriptions.month,
+                subscriptions.user_id,
+                subscriptions.org_id,
+                limits.metric_type,
+                limits.holder
             order by
                 limits.is_unknown asc,
                 case when limits.limit_quantity is null then 0 else 1 end asc,
@@ -81,7 +98,7 @@ used as (
         {{ 'totals.user_id' if scope != 'org' else 'cast(null as ' ~ uuid_type() ~ ')' }} as user_id,
         {{ 'totals.org_id' if scope != 'user' else 'cast(null as ' ~ uuid_type() ~ ')' }} as org_id,
         totals.metric_type,
-        as_of.month,
+        totals.month,
         totals.total_quantity as used_quantity,
         case when subscribers.{{ subscriber }} is null then free_limits.plan else held_limits.plan end as plan,
         case
@@ -93,11 +110,13 @@ used as (
             else held_limits.is_unknown
         end as is_unknown
     from {{ usage }} as totals
-    inner join as_of on totals.month = as_of.month
-    left join subscribers on totals.{{ subscriber }} = subscribers.{{ subscriber }}
+    inner join months on totals.month = months.month
+    left join subscribers
+        on totals.month = subscribers.month and totals.{{ subscriber }} = subscribers.{{ subscriber }}
     left join held_limits
         on
-            totals.{{ subscriber }} = held_limits.{{ subscriber }}
+            totals.month = held_limits.month
+            and totals.{{ subscriber }} = held_limits.{{ subscriber }}
             and totals.metric_type = held_limits.metric_type
             and held_limits.holder = '{{ holder }}'
     left join free_limits
@@ -116,11 +135,11 @@ limited as (
 )
 
 select
+    month,
     scope,
     user_id,
     org_id,
     metric_type,
-    month,
     plan,
     used_quantity,
     limit_quantity,
