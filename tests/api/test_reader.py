@@ -116,12 +116,7 @@ def test_a_publish_that_is_going_on_holds_nobody_up(served: Served) -> None:
                 cursor.execute(
                     "select pg_advisory_xact_lock(hashtext('usage-pipeline'), hashtext('usage'))"
                 )
-                for table in (
-                    "usage_daily",
-                    "usage_monthly",
-                    "usage_summary",
-                    "usage_limit_status",
-                ):
+                for table in ("usage_daily", "usage_monthly", "usage_summary"):
                     cursor.execute(f"delete from usage.{table}")
                 cursor.execute("update usage.snapshot set snapshot_id = 'next'")
             for path, who in QUESTIONS[:9]:

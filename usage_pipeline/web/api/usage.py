@@ -110,6 +110,10 @@ class Limit(BaseModel):
     limit_quantity: str | None
     used_ratio: str | None
     status: str | None
+    projected_quantity: str | None
+    projected_low: str | None
+    projected_high: str | None
+    projected_limit_date: date | None
 
 
 class Limits(BaseModel):
@@ -313,6 +317,10 @@ def _aggregations(
                                 "limit_quantity": "1000",
                                 "used_ratio": "0.8",
                                 "status": "warning",
+                                "projected_quantity": "1100",
+                                "projected_low": "1050",
+                                "projected_high": "1150",
+                                "projected_limit_date": "2026-05-28",
                             }
                         ],
                         "snapshot_id": "20260601T010203-1f",
@@ -349,7 +357,9 @@ def _limits(
     where = f"scope = 'org' and org_id = :org_id or scope = 'member' and {own}" if org_id else own
     return published.rows(
         f"""
-        select *
+        select scope, user_id, org_id, metric_type, month, plan, used_quantity, limit_quantity,
+            used_ratio, status, projected_quantity, projected_low, projected_high,
+            projected_limit_date
         from usage_limit_status
         where {where}
         order by scope desc, org_id, user_id, metric_type
