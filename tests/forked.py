@@ -22,6 +22,13 @@ def usage_pipeline() -> None:
     main()
 
 
+def dbt() -> None:
+    """`python -m dbt.cli.main`."""
+    from dbt.cli.main import cli
+
+    cli()
+
+
 def run(
     command: Callable[[], None],
     arguments: Sequence[str],
@@ -52,8 +59,9 @@ def _become(
     directory: Path,
     outputs: str,
 ) -> None:
+    parser = os.environ["DBT_STATIC_PARSER"]  # see `warmed`
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment, DBT_STATIC_PARSER=parser)
     os.chdir(directory)
     for number, name in ((1, "stdout"), (2, "stderr")):
         with (Path(outputs) / name).open("w") as file:

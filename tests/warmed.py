@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,3 +14,6 @@ from usage_pipeline.warehouse.transform import Transformer
 
 with tempfile.TemporaryDirectory() as home:
     Transformer(Settings(_env_file=None, USAGE_HOME=Path(home))).data_tests()  # type: ignore[call-arg]
+
+# The threads of dbt's static parser do not survive a fork: who parses once more waits for ever.
+os.environ["DBT_STATIC_PARSER"] = "false"

@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import duckdb
+import forked
 import pytest
 import yaml
 
@@ -32,7 +31,7 @@ def settings(make_settings: Any) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def dbt(settings: Settings) -> Dbt:
+def dbt(settings: Settings, fork_server: None) -> Dbt:
     """dbt as a command on an empty warehouse; its relations exist, as unit tests require."""
     environment = {
         **os.environ,
@@ -43,18 +42,13 @@ def dbt(settings: Settings) -> Dbt:
     }
 
     def run(*arguments: str) -> str:
-        finished = subprocess.run(
-            [
-                *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *arguments),
-                *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
-                *("--target-path", str(settings.dbt_target_dir)),
-                *("--log-path", str(settings.dbt_target_dir)),
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+        places = (
+            *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
+            *("--target-path", str(settings.dbt_target_dir)),
+            *("--log-path", str(settings.dbt_target_dir)),
         )
+        arguments = ("--no-use-colors", *arguments, *places)
+        finished = forked.run(forked.dbt, arguments, environment, settings.home)
         assert finished.returncode == 0, finished.stdout[-4000:]
         return finished.stdout
 
