@@ -136,6 +136,18 @@ def test_quantities_are_exact_or_refused(
         assert written(taking, sent["id"])[4] == Decimal(exact)
 
 
+def test_a_moment_is_the_instant_that_it_says(
+    taking: Served, client: TestClient, key: dict[str, str]
+) -> None:
+    for said, instant in (
+        ("2025-05-03T23:15:00.123456789-05:30", "2025-05-04 04:45:00.123456+00"),
+        ("2025-05-03T23:15:00+20:08", "2025-05-03 03:07:00+00"),
+    ):
+        sent = event(created_at=said)
+        assert send(client, key, sent).json()["accepted"] == 1
+        assert written(taking, sent["id"])[5] == instant
+
+
 def test_numbers_in_event_data_are_exact(
     taking: Served, client: TestClient, key: dict[str, str]
 ) -> None:

@@ -29,6 +29,14 @@ YESTERDAY = TODAY - timedelta(days=1)
 THIS_MONTH = TODAY.replace(day=1)
 
 
+def test_an_instant_is_of_the_local_day_that_it_lies_in(serve: ServedFactory) -> None:
+    served = serve(USAGE_TIMEZONE="America/New_York")
+    with served.client() as client:
+        answer = start(client, {"period_start": "2025-05-03T00:00:00Z"})
+    assert answer.json()["start"] == "2025-05-02"
+    assert served.done.started == [(date(2025, 5, 2), date(2025, 5, 3))]
+
+
 def start(client: TestClient, period: object = None) -> Any:
     return client.post("/api/cron/aggregate-usage", json=period, headers=bearer(CRON_SECRET))
 

@@ -9,16 +9,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
-from served import CRON_SECRET, MEMBER, Served, bearer, by_token
+from served import ACME, CRON_SECRET, MEMBER, RUN, Served, bearer, by_token
 from typer.testing import CliRunner
 
 from usage_pipeline.cli.main import app
+from usage_pipeline.client import UsageClient, UsageError
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.web.serve import serve
 from usage_pipeline.web.state import Actions
+
+BEGIN = datetime(2025, 4, 1, tzinfo=timezone(timedelta(hours=2)))
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +135,35 @@ def test_the_picker_is_not_served_to_others(
     ended = CliRunner().invoke(app, ["web", *options])
     assert isinstance(ended.exception, UsagePipelineError)
     assert "for this machine" in str(ended.exception)
+
+
+def test_the_client_and_the_api_understand_each_other(port: int, served: Served) -> None:
+    key = served.key("events:write", "usage:read")
+    with UsageClient(f"http://127.0.0.1:{port}", key=key, cron_secret=CRON_SECRET) as client:
+        sent = client.log_usage(MEMBER, "api_call", "0.1", org_id=ACME, event_data={"a": 1})
+        again = client.log_usage(MEMBER, "api_call", 7, id=sent)
+        assert client.flush(30)
+        assert (sent, client.sent, client.rejected) == (again, 2, 0)
+        rows = served.source.query(
+            "select quantity, org_id::text, event_data from usage_events where id = %s", [str(sent)]
+        )
+        assert rows == [(Decimal("0.1"), str(ACME), {"a": 1})]
+        served.source.execute("delete from usage_events where id = %s", [str(sent)])
+
+        summary = client.get_usage_summary(MEMBER, period="week")
+        assert (summary.as_of_date, summary.window_end) == (date(2025, 4, 2), date(2025, 4, 3))
+        totals = {item.metric_type: item.total_quantity for item in summary.items}
+        assert totals["api_call"] == Decimal("102.500000001")
+        days = list(client.get_aggregated_usage(MEMBER, start=BEGIN, end=date(2025, 4, 3)))
+        assert sum(day.total_quantity or 0 for day in days if day.metric_type == "api_call") == (
+            Decimal("102.500000001")
+        )
+        (limit,) = client.get_usage_limits(MEMBER)
+        assert (limit.metric_type, limit.used_quantity) == ("api_call", Decimal("2.5"))
+        assert client.trigger_usage_aggregation() == RUN
+    with (
+        UsageClient(f"http://127.0.0.1:{port}", key="uk_x_y") as stranger,
+        pytest.raises(UsageError) as refused,
+    ):
+        stranger.get_usage_summary(MEMBER)
+    assert "401" in str(refused.value) or refused.value.status == 401

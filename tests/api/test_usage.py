@@ -107,6 +107,8 @@ def test_periods_are_local_days(client: TestClient, key: dict[str, str]) -> None
     assert row["metadata"] == {"event_count": 1, "active_days": 1}
     days = {row["period_start"] for row in items(client, f"{path}&start=2025-04-02", key)}
     assert days == {"2025-04-02T00:00:00Z"}
+    later = "&start=2025-04-01T00:00:01Z&end=2025-04-02T00:00:01%2B00:00"
+    assert {row["period_start"] for row in items(client, path + later, key)} == days
     months = items(client, f"{path}&period_type=monthly&metric_type=api_call", key)
     assert sorted((row["total_quantity"], row["org_id"]) for row in months) == [
         ("100.000000001", str(ACME)),
@@ -203,6 +205,7 @@ def test_who_has_an_answer_is_told_so(served: Served, client: TestClient) -> Non
         "aggregated?limit=1001",
         "aggregated?limit=x",
         "aggregated?start=2025-13-01",
+        "aggregated?start=2025-04-01T10:00:00",
         "aggregated?period_type=weekly",
         "aggregated?user_id=1",
         "summary?period=day",

@@ -71,7 +71,7 @@ def _moment(value: datetime) -> datetime:
         raise ValueError(f"not before {FIRST_POSSIBLE_DAY}")
     if value > datetime.now(UTC) + _FUTURE:
         raise ValueError("in the future, by more than 5 minutes")
-    return value
+    return value.astimezone(UTC)  # offsets of a day are none to Postgres
 
 
 Uuid = Annotated[UUID, _text_like(_UUID, "a UUID, such as 7f1c9d52-0000-4000-8000-000000000000")]

@@ -4,12 +4,13 @@ it names, within its scopes."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from usage_pipeline.web.api.problems import Problem, too_many
 from usage_pipeline.web.identity import Identity
@@ -79,6 +80,10 @@ LinkMaker = Annotated[Identity, Depends(_allowed(Scope.PORTAL_WRITE, lambda who:
 Admin = Annotated[Identity, Depends(_allowed(Scope.ADMIN_READ, lambda who: who.is_admin))]
 
 MONTH = r"^(19[7-9]|20[0-9])[0-9]-(0[1-9]|1[0-2])$"
+
+
+# An instant where it has a zone; pydantic alone would take midnight in any zone for the day.
+Day = Annotated[AwareDatetime | date, Field(union_mode="left_to_right")]
 
 
 class Whose(BaseModel):

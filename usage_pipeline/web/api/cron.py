@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.settings import Settings
-from usage_pipeline.web.api.callers import bearer, refused
+from usage_pipeline.web.api.callers import Day, bearer, refused
 from usage_pipeline.web.api.problems import Problem, documented
 from usage_pipeline.web.state import FromWeb
 
@@ -28,8 +28,8 @@ class Period(BaseModel):
     )
 
     period_type: Literal["daily", "monthly"] = "daily"
-    period_start: date | datetime | None = None
-    period_end: date | datetime | None = None
+    period_start: Day | None = None
+    period_end: Day | None = None
 
 
 class Started(BaseModel):
@@ -100,8 +100,6 @@ def _days(settings: Settings, period: Period) -> DayRange:
     return DayRange(start, end)
 
 
-def _local(settings: Settings, given: date | datetime | None) -> date | None:
-    """The local day; of an instant with a zone, the one that it lies in."""
-    if isinstance(given, datetime):
-        return (given.astimezone(settings.zone) if given.tzinfo else given).date()
-    return given
+def _local(settings: Settings, given: date | None) -> date | None:
+    """The local day; of an instant, the one that it lies in."""
+    return given.astimezone(settings.zone).date() if isinstance(given, datetime) else given

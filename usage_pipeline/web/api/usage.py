@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -17,12 +17,12 @@ from starlette.responses import Response, StreamingResponse
 from usage_pipeline.serving.exports import stream_events
 from usage_pipeline.web import figures
 from usage_pipeline.web.api.answers import of_snapshot, plain, rows_as_json
-from usage_pipeline.web.api.callers import MONTH, UsageReader, Whose, for_whom
+from usage_pipeline.web.api.callers import MONTH, Day, UsageReader, Whose, for_whom
 from usage_pipeline.web.api.problems import Problem, documented, too_many
 from usage_pipeline.web.rates import PERSON
 from usage_pipeline.web.reader import Published
 from usage_pipeline.web.session import web_secret
-from usage_pipeline.web.state import FromWeb
+from usage_pipeline.web.state import FromWeb, Web
 
 router = APIRouter(prefix="/api/usage", tags=["usage"])
 _EXPORT_COST = 10  # as many other requests
@@ -40,8 +40,8 @@ class AskedTotals(Whose):
     """Which totals, and which page of them."""
 
     period_type: Literal["daily", "monthly"] = "daily"
-    start: date | None = Field(None, description="The first day.")
-    end: date | None = Field(None, description="The day after the last.")
+    start: Day | None = Field(None, description="The first day, or an instant.")
+    end: Day | None = Field(None, description="The day after the last, or an instant.")
     metric_type: str | None = Field(None, max_length=200)
     limit: int = Field(100, ge=1, le=1000)
     cursor: str | None = Field(None, max_length=500, description="`next_cursor` of a page.")
@@ -219,8 +219,8 @@ def aggregated(
         "user_id": subject,
         "org_id": asked.org_id,
         "metric_type": asked.metric_type,
-        "start": asked.start and web.settings.day_start(asked.start),
-        "end": asked.end and web.settings.day_start(asked.end),
+        "start": asked.start and _instant(web, asked.start),
+        "end": asked.end and _instant(web, asked.end),
     }
     question = json.dumps([asked.period_type, filters], default=str)
     digest = hashlib.sha256(question.encode()).hexdigest()
@@ -238,6 +238,15 @@ def aggregated(
         return {"items": items, "next_cursor": pages.dumps(place) if place else None}
 
     return of_snapshot(request, web, caller, answer)
+
+
+def _instant(web: Web, given: date) -> datetime:
+    try:
+        if isinstance(given, datetime):
+            return given.astimezone(UTC)  # offsets of a day are none to Postgres
+        return web.settings.day_start(given)
+    except OverflowError:
+        raise Problem(422, "There is no such day.") from None
 
 
 def _place(pages: URLSafeSerializer, cursor: str, asked: str) -> tuple[datetime, UUID]:
