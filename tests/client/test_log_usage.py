@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from usage_api import Answer, Call, Reply, UsageApi, document, hang_up, problem, usage_api
 
-from usage_pipeline.client import UsageClient
+from usage_pipeline.client import UsageClient, sender
 from usage_pipeline.client.sender import Sender
 
 EVENTS = "/api/usage/events"
@@ -350,8 +350,14 @@ def test_an_event_that_is_rejected_stops_no_other(
 
 @pytest.mark.parametrize("status", [400, 413, 422, 403, 409, 500])
 def test_an_event_for_which_the_whole_batch_is_refused_stops_no_other(
-    api: UsageApi, new_client: Any, no_pauses: None, status: int
+    api: UsageApi,
+    new_client: Any,
+    no_pauses: None,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
 ) -> None:
+    monkeypatch.setattr(sender, "_STRIKES", 5)
+
     def refuse(call: Call) -> Reply:
         if any(event["event_type"] == "poison" for event in call.events):
             return problem(status, "Bad")(call)
@@ -367,6 +373,57 @@ def test_an_event_for_which_the_whole_batch_is_refused_stops_no_other(
         client.log_usage(USER, "later")
     assert (len(api.of_type("api_call")), client.rejected) == (147, 3)
     assert client.sent == len(api.stored)
+
+
+def test_others_pass_while_an_event_waits_for_its_next_attempt(
+    api: UsageApi, new_client: Any
+) -> None:
+    def refuse(call: Call) -> Reply:
+        if any(event["event_type"] == "odd" for event in call.events):
+            return problem(500, "Bad")(call)
+        return api.take(call)
+
+    api.always[EVENTS] = refuse
+    client = new_client()
+    client.log_usage(USER, "odd")
+    for _ in range(9):
+        client.log_usage(USER, "api_call")
+    while client.sent < 9:
+        client.flush(0.05)
+    assert (len(api.stored), client.pending, client.rejected) == (9, 1, 0)
+    api.always[EVENTS] = api.take
+    assert client.flush(60)
+    assert (len(api.stored), client.sent, client.rejected) == (10, 10, 0)
+
+
+@pytest.mark.parametrize("trouble", [problem(500, "Bad"), problem(503, "Busy"), hang_up])
+def test_an_endpoint_that_fails_most_of_the_time_costs_no_event(
+    api: UsageApi, new_client: Any, no_pauses: None, trouble: Answer
+) -> None:
+    """Nine of ten requests fail, whatever they hold."""
+    api.always[EVENTS] = every(10, api, trouble)
+    client = new_client()
+    logged = {str(client.log_usage(USER, "api_call")) for _ in range(60)}
+    assert client.flush(120)
+    assert set(api.stored) == logged
+    assert (client.sent, client.rejected, client.dropped) == (60, 0, 0)
+
+
+@pytest.mark.parametrize("trouble", [problem(503, "Busy"), problem(502, "Away"), hang_up])
+def test_nobody_is_blamed_without_an_answer(
+    api: UsageApi,
+    new_client: Any,
+    no_pauses: None,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Answer,
+) -> None:
+    monkeypatch.setattr(sender, "_STRIKES", 1)
+    api.always[EVENTS] = every(3, api, trouble)
+    client = new_client()
+    for _ in range(20):
+        client.log_usage(USER, "api_call")
+    assert client.flush(60)
+    assert (len(api.stored), client.rejected) == (20, 0)
 
 
 def test_threads_share_a_client(api: UsageApi, new_client: Any) -> None:
@@ -500,6 +557,15 @@ def test_the_path_is_api_unless_one_is_given(
     client.log_usage(USER, "api_call")
     assert client.flush(60)
     assert [call.path for call in api.calls] == [f"{path}/usage/events"]
+
+
+def every(nth: int, api: UsageApi, trouble: Answer) -> Answer:
+    """Take each nth request, and have trouble with the others."""
+
+    def answer(call: Call) -> Reply:
+        return api.take(call) if len(api.calls) % nth == 0 else trouble(call)
+
+    return answer
 
 
 def hold(api: UsageApi) -> threading.Event:

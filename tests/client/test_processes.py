@@ -191,6 +191,15 @@ def test_a_file_that_was_taken_for_a_dead_process_s_is_made_again(
     assert not pending_file._OURS
 
 
+def test_a_file_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    for name in ("0.pending", "9.pending"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "1.pending").write_bytes((7).to_bytes(8, sys.byteorder))
+    (tmp_path / "2.pending").write_bytes(b"")  # killed before it wrote anything
+    (tmp_path / "3.pending").write_bytes((5).to_bytes(8, sys.byteorder))
+    assert (take_lost(tmp_path), take_lost(tmp_path), take_lost(tmp_path / "none")) == (12, 0, 0)
+
+
 def test_a_directory_that_cannot_be_written_stops_nothing(
     api: UsageApi, new_client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,13 +31,17 @@ class Event:
     Attributes:
         body: as JSON, in UTF-8.
         number: of the events of this process, in the order of the calls.
-        strikes: how often it failed by itself while others were taken.
+        blamed: it failed by itself, with an answer.
+        strikes: how often it was, and then others were taken.
+        due: when it is tried again after that, on the clock of `time.monotonic`.
     """
 
     id: UUID
     body: bytes
     number: int = 0
+    blamed: bool = False
     strikes: int = 0
+    due: float = 0.0
 
 
 def make_event(

@@ -34,10 +34,15 @@ class PendingFile:
         while True:
             path = directory / f"{os.getpid()}-{os.urandom(8).hex()}.pending"
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            os.write(file, _NUMBER.pack(0))  # the room is taken now, not when memory is written
-            if os.fstat(file).st_nlink:
-                break
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX)
+                os.write(file, _NUMBER.pack(0))  # the room is taken now, not when memory is written
+                if os.fstat(file).st_nlink:
+                    break
+            except OSError:
+                path.unlink(missing_ok=True)
+                os.close(file)
+                raise
             os.close(file)  # another process took it for a dead one's, between the two calls
         _OURS.add(path)
         self._path, self._file = path, file
@@ -69,16 +74,14 @@ def take_lost(directory: Path) -> int:
     for path in sorted(directory.glob("*.pending")):
         if path in _OURS:
             continue
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # alive, told by another process, or not ours to read
             file = os.open(path, os.O_RDWR)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(file).st_nlink:  # else another process has told it
+                if os.fstat(file).st_nlink:
                     noted = os.read(file, _NUMBER.size)
                     path.unlink()
                     lost += _NUMBER.unpack(noted)[0] if len(noted) == _NUMBER.size else 0
-            except BlockingIOError:
-                pass  # alive
             finally:
                 os.close(file)
     return lost

@@ -24,7 +24,7 @@ BATCH_BYTES = 1_000_000  # the API takes 1 MiB
 BATCH_SECONDS = 1.0  # that an event waits for others
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 60.0  # seconds between attempts
 _LONGEST_WAIT = 3600.0  # seconds, whatever the other side asks for
-_STRIKES = 10  # failures of one event by itself, each while others passed
+_STRIKES = 60  # failures of one event by itself, each while others passed: about an hour
 
 _REJECTED = "A usage event was rejected: %s. Further ones are counted only"
 _log = logging.getLogger("usage_pipeline.client")
@@ -82,12 +82,14 @@ class Sender:
         self._events: deque[Event] = deque()
         self._in_hand: list[Event] = []
         self._suspects: list[Event] = []  # failed by themselves, and nothing was taken since
+        self._aside: list[Event] = []  # so did these, but others passed: until they are due again
         self._number = 0
         self._size = BATCH_EVENTS
         self._failures = 0  # pauses since something was taken
         self._troubled = False
         self._hurry = 0  # flushes and closings that began
         self._wanted = 0  # number of the newest event that a flush has asked for
+        self._flushing = 0
         self._said: set[str] = set()
         self._file: PendingFile | None = None
         self._file_problem: Exception | None = None
@@ -97,7 +99,8 @@ class Sender:
     def pending(self) -> int:
         """Events on their way."""
         with self._lock:
-            return len(self._events) + len(self._in_hand) + len(self._suspects)
+            suspects = len(self._suspects) + len(self._aside)
+            return len(self._events) + len(self._in_hand) + suspects
 
     def put(self, event: Event) -> bool:
         """Take an event, or drop it."""
@@ -138,8 +141,12 @@ class Sender:
             newest = self._wanted = self._number
             if self.pending and self._closes_at is None:
                 self._keep_running()
+            self._flushing += 1
             self._be_urgent()
-            self._settled.wait_for(lambda: not self._waits(newest) or not self._runs(), timeout)
+            try:
+                self._settled.wait_for(lambda: not self._waits(newest) or not self._runs(), timeout)
+            finally:
+                self._flushing -= 1
             return not self._waits(newest)
 
     def close(self, timeout: float | None = None) -> None:
@@ -216,6 +223,7 @@ class Sender:
     def _next_batch(self) -> Sequence[Event]:
         """Wait for events, and for others to go with them; nothing when it is time to stop."""
         with self._lock:
+            self._bring_back()
             while not self._events:
                 if self._suspects:
                     self._events.extend(self._suspects)
@@ -223,7 +231,9 @@ class Sender:
                 elif self._closes_at is not None:
                     return ()
                 else:
-                    self._work.wait()
+                    due = min((event.due for event in self._aside), default=None)
+                    self._work.wait(due and max(0.0, due - time.monotonic()))
+                    self._bring_back()
             until = time.monotonic() + BATCH_SECONDS
             while len(self._events) < self._size and not self._in_a_hurry():
                 left = until - time.monotonic()
@@ -240,6 +250,14 @@ class Sender:
                 self._in_hand.append(self._events.popleft())
             return self._in_hand
 
+    def _bring_back(self) -> None:
+        """Put events that are due behind the others, or all when somebody waits for them."""
+        wanted = self._wanted if self._flushing else 0
+        now = time.monotonic() if self._closes_at is None else float("inf")
+        back = [event for event in self._aside if event.due <= now or event.number <= wanted]
+        self._events += back
+        self._aside = [event for event in self._aside if event not in back]
+
     def _in_a_hurry(self) -> bool:
         wanted = self._events[0].number <= self._wanted
         return wanted or self._troubled or self._closes_at is not None
@@ -253,19 +271,21 @@ class Sender:
             self.rejected += len(rejected)
             self._in_hand.clear()
             self._size = min(2 * self._size, BATCH_EVENTS)
+            now = time.monotonic()
             for event in self._suspects:
-                event.strikes += 1
-            hopeless = [event for event in self._suspects if event.strikes >= _STRIKES]
-            self._events += [event for event in self._suspects if event.strikes < _STRIKES]
+                event.strikes += event.blamed
+                event.due = now + min(2.0**event.strikes, _LONGEST_DELAY)
+            self._aside += [event for event in self._suspects if event.strikes < _STRIKES]
+            hopeless = len([event for event in self._suspects if event.strikes >= _STRIKES])
             self._suspects.clear()
-            self.rejected += len(hopeless)
+            self.rejected += hopeless
             recovered, self._troubled, self._failures = self._troubled, False, 0
             self._note()
             self._settled.notify_all()
         if hopeless:
             self._say("rejected", _REJECTED, "the other side fails at it, and at no other")
-        if recovered:
-            self._said.discard("failed")
+        if recovered and not self._aside:
+            self._said.discard("failed")  # the next outage is told again
 
     def _failed(self, error: SendError) -> None:
         alone = len(self._in_hand) == 1
@@ -277,6 +297,7 @@ class Sender:
             if alone and error.refused:
                 self.rejected += 1
             elif alone and error.wait is None:
+                self._in_hand[0].blamed = error.answered
                 self._suspects += self._in_hand
             else:
                 self._events.extendleft(reversed(self._in_hand))
@@ -316,7 +337,7 @@ class Sender:
         self._work.notify_all()
 
     def _waits(self, newest: int) -> bool:
-        there = (*self._in_hand, *self._suspects, *self._events)
+        there = (*self._in_hand, *self._suspects, *self._aside, *self._events)
         return any(event.number <= newest for event in there)
 
     def _note(self) -> None:
