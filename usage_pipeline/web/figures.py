@@ -153,17 +153,26 @@ class State:
 _Kept = TypeVar("_Kept")
 _kept: dict[str, dict[object, object]] = {}
 _keeping = threading.Lock()
+_MOST_KEPT = 1_000
 
 
 def kept(published: Published, name: object, ask: Callable[[Published], _Kept]) -> _Kept:
-    """An answer that is everybody's, asked once of each published state."""
+    """An answer that many pages need, asked once of each published state.
+
+    Args:
+        name: of the answer, with all that it depends on: whose it is, if it is somebody's.
+    """
     with _keeping:
         answers = _kept.setdefault(published.snapshot.snapshot_id, {})
         while len(_kept) > 2:  # the one before the newest is still read
             _kept.pop(next(iter(_kept)))
-    if name not in answers:
-        answers[name] = ask(published)
-    return answers[name]  # type: ignore[return-value]
+    found = answers.get(name)
+    if found is None:
+        found = ask(published)
+        if len(answers) >= _MOST_KEPT:
+            answers.clear()
+        answers[name] = found
+    return found  # type: ignore[return-value]
 
 
 def state(published: Published) -> State:
@@ -397,11 +406,16 @@ def limits(
     wanted = [whose for whose, asked_for in scopes.items() if asked_for]
     if not wanted:
         return []
-    found = published.rows(
-        f"select * from usage_limit_status where {' or '.join(f'({each})' for each in wanted)}",
-        personal=personal,
-        orgs=list(orgs),
-        member=member,
+    # Kept, since its outlook takes longer than all else on a page, which is turned for a metric.
+    found = kept(
+        published,
+        ("limits", personal, tuple(orgs), member),
+        lambda it: it.rows(
+            f"select * from usage_limit_status where {' or '.join(f'({each})' for each in wanted)}",
+            personal=personal,
+            orgs=list(orgs),
+            member=member,
+        ),
     )
     worst = {"exceeded": 0, "warning": 1, "ok": 2}
     return sorted(
