@@ -526,6 +526,31 @@ def test_alerts_of_an_earlier_checkout_go_on(world: World) -> None:
     assert world.messages() == [("warning", "user", "0.8")]
 
 
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (
+            "drop table usage.alerts_judged",
+            "alerts_judged in schema usage in Postgres is lost",
+        ),
+        ("drop table usage.usage_alerts", "usage_alerts in schema usage in Postgres is lost"),
+        ("alter table usage.usage_alerts drop column raised_at", "Postgres lacks raised_at"),
+    ],
+)
+def test_damaged_alerts_say_what_to_do_and_it_helps(world: World, damage: str, found: str) -> None:
+    world.publish(march(2), [Status("85")])
+    world.database.execute(damage)
+    with pytest.raises(UsagePipelineError) as caught:
+        world.publish(march(3), [Status("120")])
+    assert found in caught.value.problem
+    assert '"usage".usage_alerts and "usage".alerts_judged' in caught.value.remedy
+    world.database.execute("drop table if exists usage.usage_alerts, usage.alerts_judged")
+    assert world.judge().silent
+    assert world.messages() == [("warning", "user", "0.8")]
+    world.publish(march(4), [Status("120"), Status("80", subject=ORG)])
+    assert world.messages() == [("warning", "org", "0.8"), ("warning", "user", "0.8")]
+
+
 def test_a_source_that_has_ended_has_been_caught_up_with(
     new_database: Any, make_settings: Any
 ) -> None:

@@ -20,6 +20,7 @@ from usage_pipeline.cli.main import app
 from usage_pipeline.days import DayRange
 from usage_pipeline.definitions import build_defs
 from usage_pipeline.orchestration.checks.freshness import FRESH
+from usage_pipeline.serving.tables import RECORDS
 from usage_pipeline.settings import Settings
 
 ZONE = "America/New_York"
@@ -143,7 +144,7 @@ def test_a_day_is_due_at_six_of_the_next_local_day(
 
 def test_published_assets_have_a_freshness_policy_of_the_night(make_settings: Any) -> None:
     graph = build_defs(make_settings(USAGE_TIMEZONE=ZONE)).resolve_asset_graph()
-    for name in ("snapshot", "parquet", "postgres", "usage_reconciliation", "usage_restatements"):
+    for name in ("snapshot", "parquet", "postgres", *RECORDS, "usage_reconciliation"):
         policy = graph.get(dg.AssetKey(["publishing", name])).freshness_policy
         assert isinstance(policy, CronFreshnessPolicy)
         assert (policy.deadline_cron, policy.timezone) == ("0 6 * * *", ZONE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -123,6 +123,13 @@ def test_a_table_or_column_that_a_migration_adds_is_found(new_database: Any) -> 
     database.execute("alter table asset_keys add dynasty text")
     assert storage.has_table("dynasties")
     assert storage.has_asset_key_col("dynasty")
+
+
+def metadata_of(instance: dg.DagsterInstance, *path: str) -> Mapping[str, Any]:
+    event = instance.get_latest_materialization_event(dg.AssetKey(path))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization.metadata
 
 
 def assert_partitions_show_their_own(instance: dg.DagsterInstance) -> None:
@@ -277,6 +284,12 @@ def test_limits_that_cannot_be_compared_fail_the_run_and_take_nothing_back(
         assert (metadata["raised"].value, metadata["messages"].value) == (1, 0)
         assert "first look" in str(metadata["remark"].value)
         assert "| api_call | 80% | 1 |" in str(metadata["raised by threshold"].value)
+        shown = metadata_of(instance, "reporting", "usage_limits_monthly")
+        row = "| api_call |  0 | 1 (100.0%) | 0 (0.0%) | 0 |"  # below, from 80 %, exceeded, unknown
+        assert row in str(shown["status"].value)
+        shown = metadata_of(instance, "publishing", "usage_snapshots")
+        ((snapshot,),) = snapshot_query(settings, "select snapshot_id from snapshot")
+        assert f" | {snapshot} | " in str(shown["newest"].value)
         assert "id 1" in str(metadata["preview"].value)
         assert PERSON[:8] not in str(metadata)
     assert notices(settings) == []

@@ -21,15 +21,17 @@ from usage_pipeline.alerts.events import LIMIT_EXCEEDED, LIMIT_RESOLVED, LIMIT_W
 from usage_pipeline.alerts.outbox import Message
 from usage_pipeline.app_db.fingerprints import has_events
 from usage_pipeline.days import DayRange
+from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.postgres import connect
 from usage_pipeline.meters.meter import Meter
-from usage_pipeline.publishing.postgres_tables import READER_ROLE
+from usage_pipeline.publishing.postgres_tables import READER_ROLE, has_readers
 from usage_pipeline.settings import Settings
 
 NAME = "usage_alerts"
 LIMITS = "usage_limits_monthly"
-TABLES = (NAME, "alerts_judged")
+JUDGED = "alerts_judged"  # of the last look
+TABLES = (NAME, JUDGED)
 KEY = ("scope", "user_id", "org_id", "metric_type", "month", "threshold")
 DESCRIPTION = (
     "One row per subject, meter, month and threshold of a plan's limit that was crossed. State of "
@@ -69,6 +71,12 @@ _TABLES = f"""
         silent_until date
     )
 """
+
+
+_COLUMNS = {
+    NAME: {*_CROSSING.split(", "), "raised_at", "resolved_at", "recrossed_at", "announced_at"},
+    JUDGED: {"snapshot_id", "as_of_date", "judged_at", "silent_until"},
+}
 
 
 @dataclass
@@ -284,17 +292,43 @@ class _Alerts:
                 " from {schema}.snapshot, {schema}.platform_metrics_daily group by snapshot_id"
             ):
                 self.snapshot_id, self.as_of = published
-        if self._exists(NAME):
-            if not self._fetch(  # which tables of earlier checkouts lack
-                "select 1 from pg_attribute where attrelid = to_regclass(%s) and attname = %s",
-                f'"{self._schema}".alerts_judged',
-                "silent_until",
-            ):
-                self._execute("alter table {schema}.alerts_judged add column silent_until date")
+        if self._exists(NAME) or self._exists(JUDGED):
+            self._require_ours()
             for judged in self._fetch(
                 "select snapshot_id, as_of_date, silent_until from {schema}.alerts_judged"
             ):
                 self.judged, self.judged_to, self.silent_until = judged
+
+    def _require_ours(self) -> None:
+        """Add the column that tables of earlier checkouts lack; refuse tables that lack others.
+
+        Raises:
+            UsagePipelineError: somebody else made one of them, or changed it.
+        """
+        there: dict[str, set[str]] = {table: set() for table in TABLES}
+        for table, column in self._fetch(
+            "select relname, attname from pg_class"
+            " inner join pg_attribute on attrelid = pg_class.oid"
+            " where relnamespace = quote_ident(%s)::regnamespace and relname = any(%s)"
+            "  and attnum > 0 and not attisdropped",
+            self._schema,
+            list(TABLES),
+        ):
+            there[table].add(column)
+        lacking = {table: _COLUMNS[table] - there[table] for table in TABLES}
+        if lacking == {NAME: set(), JUDGED: {"silent_until"}}:
+            self._execute(f"alter table {{schema}}.{JUDGED} add column silent_until date")
+            return
+        for table, columns in lacking.items():
+            if columns:
+                what = f"lacks {', '.join(sorted(columns))}" if there[table] else "is lost"
+                names = " and ".join(f'"{self._schema}".{name}' for name in TABLES)
+                raise UsagePipelineError(
+                    f"The table {table} in schema {self._schema} in Postgres {what}",
+                    f"Restore {names} from a backup, if they were the pipeline's; or drop what is"
+                    " there of them, and the next rollup makes them anew, without telling of what"
+                    " is crossed by then",
+                )
 
     @property
     def month(self) -> date:
@@ -503,7 +537,7 @@ class _Alerts:
 
     def _grant(self) -> None:
         """Let dashboards read; the publisher grants the role the schema itself."""
-        if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
+        if has_readers(self._cursor):
             self._execute(f"grant select on {{schema}}.{NAME} to {READER_ROLE}")
 
     def _execute(self, statement: str, *parameters: Any) -> int:

@@ -25,7 +25,7 @@ from usage_pipeline.alerts.events import ROLLED_UP, as_json
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.postgres import connect
-from usage_pipeline.publishing.postgres_tables import READER_ROLE
+from usage_pipeline.publishing.postgres_tables import READER_ROLE, has_readers
 from usage_pipeline.settings import Settings
 
 WEBHOOK, MAIL = "webhook", "mail"  # channels
@@ -218,8 +218,7 @@ def ensure(cursor: Cursor, schema: str) -> None:
         cursor.execute(
             index.replace(" index ", " index if not exists ", 1).format(schema=f'"{schema}"')
         )
-    cursor.execute("select 1 from pg_roles where rolname = %s", (READER_ROLE,))
-    if cursor.fetchone():  # whatever an administrator's default privileges grant
+    if has_readers(cursor):  # whatever an administrator's default privileges grant
         tables = ", ".join(f'"{schema}".{table}' for table in TABLES)
         cursor.execute(f"revoke all on {tables} from {READER_ROLE}")
 

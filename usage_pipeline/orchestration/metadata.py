@@ -100,7 +100,55 @@ def table_metadata(rollup: Rollup, tables: Sequence[str]) -> dict[str, dict[str,
             found["usage_forecast_models"]["platform"] = dg.MetadataValue.md(_forecasts(db))
         if "usage_forecast_accuracy" in found:
             found["usage_forecast_accuracy"]["errors"] = dg.MetadataValue.md(_accuracy(db))
+        if "usage_limits_monthly" in found:
+            found["usage_limits_monthly"]["status"] = dg.MetadataValue.md(_limits(db))
+        if "usage_anomalies" in found:
+            found["usage_anomalies"]["by day"] = dg.MetadataValue.md(anomalies_by_day(db))
     return found
+
+
+def _limits(db: duckdb.DuckDBPyConnection) -> str:
+    """Of each meter how many users, members and organisations are how close to their limits in the
+    running month: a bar of ten is all."""
+    rows = db.execute(
+        "select metric_type, count(*) filter (status = 'ok'), count(*) filter (status = 'warning'),"
+        " count(*) filter (status = 'exceeded'), count(*) filter (status is null), count(*)"
+        " from usage_limits_monthly"
+        " where month = (select date_trunc('month', max(usage_date)) from stg_landed_days)"
+        " group by metric_type order by metric_type"
+    ).fetchall()
+    lines = [
+        (
+            metric,
+            f"{'█' * round(10 * ok / every)} {ok:,}",
+            *(f"{number:,} ({number / every:.1%})" for number in (warning, exceeded)),
+            f"{unknown:,}",
+        )
+        for metric, ok, warning, exceeded, unknown, every in rows
+    ]
+    heading = ("meter", "below 80 %", "from 80 %: warning", "from 100 %: exceeded", "unknown")
+    return _markdown(heading, lines)
+
+
+def anomalies_by_day(db: duckdb.DuckDBPyConnection) -> str:
+    """Of each scope how many odd days were found on which day, drawn to one height."""
+    rows = db.execute("""
+        with days as (
+            select usage_date from stg_landed_days
+            where usage_date > (select max(usage_date) - 60 from stg_landed_days)
+        ),
+        scopes as (select distinct scope from usage_anomalies)
+        select scope, list(found order by usage_date), sum(found)
+        from (
+            select scopes.scope, days.usage_date, count(odd.scope) as found
+            from days cross join scopes
+            left join usage_anomalies as odd
+                on odd.usage_date = days.usage_date and odd.scope = scopes.scope
+            group by all
+        ) group by scope order by scope
+    """).fetchall()
+    lines = [(scope, sparkline(found), f"{number:,}") for scope, found, number in rows]
+    return _markdown(("scope", "60 days", "odd days found"), lines)
 
 
 def _forecasts(db: duckdb.DuckDBPyConnection) -> str:

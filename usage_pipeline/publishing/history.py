@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import duckdb
 
@@ -58,6 +59,14 @@ def this_publish(
         ],
     )
     return replace(delta, change=TableChange(inserted=1))
+
+
+def newest(db: duckdb.DuckDBPyConnection, source: str) -> list[tuple[Any, ...]]:
+    """The last publishes: id, time in UTC, run, zone and version of the meters."""
+    return db.execute(
+        "select snapshot_id, timezone('UTC', published_at), run_id, timezone, meters_version"
+        f" from {source}.main.{PUBLISHES} order by published_at desc limit 5"
+    ).fetchall()
 
 
 def replaced_months(

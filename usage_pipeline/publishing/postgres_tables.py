@@ -528,7 +528,7 @@ class PostgresTables:
         # Not on all tables of the schema: another role's view there is not ours to grant.
         names = ("snapshot", *RELATIONS)
         functions = ", ".join(f"{self._name(name)}(timestamptz)" for name in as_of.COLUMNS)
-        if self._fetch("select 1 from pg_roles where rolname = %s", READER_ROLE):
+        if has_readers(self._cursor):
             self._cursor.execute(
                 f'grant usage on schema "{self._schema}" to {READER_ROLE};'
                 f" grant select on {', '.join(map(self._name, names))} to {READER_ROLE};"
@@ -545,6 +545,12 @@ class PostgresTables:
 
     def _name(self, table: str) -> str:
         return f'"{self._schema}".{table}'
+
+
+def has_readers(cursor: Cursor) -> bool:
+    """Whether an administrator has made the role for dashboards."""
+    cursor.execute("select 1 from pg_roles where rolname = %s", (READER_ROLE,))
+    return cursor.fetchone() is not None
 
 
 def postgres_type(duckdb_type: str) -> str:

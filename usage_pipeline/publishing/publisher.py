@@ -33,6 +33,7 @@ from usage_pipeline.publishing import ledger, readers_copy
 from usage_pipeline.publishing.changes import Delta, TableChange, compare_all, count
 from usage_pipeline.publishing.history import (
     additive_metrics,
+    newest,
     published_meters,
     replaced_months,
     this_publish,
@@ -68,6 +69,7 @@ class PublishReport:
         snapshot_bytes: size of the snapshot file.
         parquet_bytes: size of the Parquet files written.
         restated: the ledger's newest months; see `ledger.digest`.
+        publishes: the newest ones, this one first; see `history.newest`.
     """
 
     snapshot_id: str = ""
@@ -77,6 +79,7 @@ class PublishReport:
     snapshot_bytes: int = 0
     parquet_bytes: int = 0
     restated: list[tuple[Any, ...]] = field(default_factory=list)
+    publishes: list[tuple[Any, ...]] = field(default_factory=list)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -147,6 +150,7 @@ def publish(
                     db.execute("checkpoint serving")
                     readers_copy.stage(settings, work / STATE, copy)
             source = "serving" if report.changed else "published"
+            report.publishes = newest(db, source)
             report.restated = ledger.digest(db, f"{source}.main.{LEDGER}", MONTHS_DIGESTED)
             parquet = ParquetFiles(settings, work / "parquet")
             with report.timed("parquet"):

@@ -14,7 +14,7 @@ from usage_pipeline.orchestration.partitions import Partitions, months_of
 from usage_pipeline.publishing.publisher import PublishReport
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.serving import exports
-from usage_pipeline.serving.tables import LEDGER, SERVED_TABLES
+from usage_pipeline.serving.tables import LEDGER, OLD_MONTHS, PUBLISHES, SERVED_TABLES, served
 from usage_pipeline.settings import Settings
 
 OUTPUTS = {
@@ -29,11 +29,12 @@ OUTPUTS = {
         "The ledger: each published number that changed, with old, new, cause and run.",
         "table",
     ),
+    **{name: (served(name).description, "table") for name in (PUBLISHES, OLD_MONTHS)},
 }
 
 
 def publish(manifest: Mapping[str, Any], settings: Settings) -> dg.AssetsDefinition:
-    """The places, and the two tables that the pipeline writes itself."""
+    """The places, and the tables that the pipeline writes itself."""
     served = [
         asset_key_of(manifest["nodes"][f"model.usage_pipeline.{table.name}"])
         for table in SERVED_TABLES
@@ -91,6 +92,11 @@ def _own_figures(report: PublishReport, settings: Settings) -> dict[str, dict[st
             "dagster/row_count": report.tables[LEDGER].inserted,
             "by month": dg.MetadataValue.md(_digest(report.restated)),
         },
+        PUBLISHES: {
+            "rows added": report.tables[PUBLISHES].inserted,
+            "newest": dg.MetadataValue.md(_publishes(report.publishes)),
+        },
+        OLD_MONTHS: {"rows added": report.tables[OLD_MONTHS].inserted},
     }
 
 
@@ -109,6 +115,16 @@ def _digest(restated: Sequence[Sequence[Any]]) -> str:
         f"| {month:%Y-%m} | {metric} | {cause} | {numbers} | "
         f"{'–' if quantity is None else format(quantity, '+f')} | {events:+} |"
         for month, metric, cause, numbers, quantity, events in restated
+    )
+
+
+def _publishes(publishes: Sequence[Sequence[Any]]) -> str:
+    heading = (
+        "| published | snapshot | run | zone | version of the meters |\n|---|---|---|---|---|\n"
+    )
+    return heading + "\n".join(
+        f"| {at:%Y-%m-%d %H:%M:%S} UTC | {snapshot} | {run} | {zone} | {version} |"
+        for snapshot, at, run, zone, version in publishes
     )
 
 
