@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -19,9 +18,9 @@ from typing import Any
 from uuid import UUID
 
 import duckdb
+import forked
 import psycopg2
 import pytest
-from forked import SERVER, command_line
 from support import AppDatabase
 
 PASSWORD = "hunter2"
@@ -49,7 +48,7 @@ class CommandLine:
             **variables,
         }
         if self.forked and not self.within:
-            return self._fork(arguments, environment)
+            return forked.run(forked.usage_pipeline, arguments, environment, self.home.parent)
         return subprocess.run(
             [*self.within, sys.executable, "-m", "usage_pipeline", *arguments],
             env=environment,
@@ -59,19 +58,6 @@ class CommandLine:
             timeout=120,
             check=False,
         )
-
-    def _fork(
-        self, arguments: tuple[str, ...], environment: dict[str, str]
-    ) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryDirectory() as said:
-            process = SERVER.Process(
-                target=command_line, args=(arguments, environment, self.home.parent, Path(said))
-            )
-            process.start()
-            process.join(120)
-            assert process.exitcode is not None
-            out, err = ((Path(said) / name).read_text() for name in ("stdout", "stderr"))
-        return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
 
     def published(self) -> tuple[int, bytes]:
         snapshot = self.home / "serving" / "usage.duckdb"

@@ -163,9 +163,50 @@ def test_an_endpoint_that_hangs_holds_up_nobody(
     }
 
 
+def address_all(settings: Settings, hook: UUID) -> None:
+    """Give all new messages to one webhook."""
+    with outbox.opened(settings) as cursor:
+        new = [m.message_id for m in outbox.unaddressed(cursor, settings.publish_schema, 1_000)]
+        recipients = [(message, "webhook", hook) for message in new]
+        outbox.address(cursor, settings.publish_schema, new, recipients)
+
+
 def hang(handler: Any, released: threading.Event) -> None:
     released.wait()
     status(204)(handler)
+
+
+def test_what_was_sent_is_written_down_though_the_run_fails(
+    source: AppDatabase, settings: Settings, receiver: HttpReceiver
+) -> None:
+    """The source is gone when a second turn begins, while another endpoint is still answering."""
+    is_failing = threading.Event()
+
+    def break_source(handler: Any) -> None:
+        source.execute("alter table org_webhooks rename to elsewhere")
+        status(204)(handler)
+
+    def answer_late(handler: Any) -> None:
+        is_failing.wait()
+        time.sleep(0.5)
+        status(204)(handler)
+
+    receiver.behaviours |= {"/quick": [break_source, status(204)], "/slow": [answer_late]}
+    quick, slow = (webhook(source, f"{receiver.url}/{path}") for path in ("quick", "slow"))
+    add(settings, *(limit_message(f"message {n}") for n in range(delivery.A_TURN + 1)))
+    address_all(settings, quick)
+    add(settings, limit_message("slow"))
+    address_all(settings, slow)
+    failing = threading.Timer(2, is_failing.set)
+    failing.start()
+    try:
+        with pytest.raises(UsagePipelineError, match="org_webhooks"):
+            deliver(settings)
+    finally:
+        failing.join()
+        source.execute("alter table elsewhere rename to org_webhooks")
+    delivered = Counter(d[1] for d in deliveries(source))
+    assert delivered == {"delivered": delivery.A_TURN + 1, "waiting": 1}
 
 
 def test_two_deliverers_send_nothing_twice(
@@ -559,6 +600,28 @@ def test_a_backlog_leaves_in_one_run_though_some_of_it_is_refused(
     assert len(receiver.at("/away")) == 50  # of which it took nothing: the others are not tried
     assert outbox.waiting(settings) == outbox.Waiting(due=0, later=121)
     assert waits(source) == (121, 0)
+
+
+def test_a_backlog_that_is_refused_for_the_last_time_is_dead(
+    source: AppDatabase, settings: Settings, receiver: HttpReceiver
+) -> None:
+    """What is not tried any more goes the way of what was."""
+    receiver.behaviours["/away"] = [status(500)]
+    add(settings, *(limit_message(f"message {n}") for n in range(120)))
+    address_all(settings, webhook(source, f"{receiver.url}/away"))
+    source.execute(
+        f"update usage.outbox_deliveries set attempts = {outbox.MAX_ATTEMPTS - 1};"
+        " update usage.outbox_deliveries set attempts = 0, due_at = now() - interval '1 hour'"
+        " where message_id in (select message_id from usage.outbox_messages limit 50)"
+    )
+    report = deliver(settings)
+    assert (report.dead, report.failed, len(receiver.requests)) == (70, 50, 50)
+    assert report.reasons == {"HTTP 500": 120}
+    states = source.query(
+        "select state, attempts, finished_at <= now(), count(*) from usage.outbox_deliveries"
+        " group by 1, 2, 3 order by 1"
+    )
+    assert states == [("dead", outbox.MAX_ATTEMPTS, True, 70), ("waiting", 1, None, 50)]
 
 
 def test_many_messages_for_nobody_are_done_with_in_one_run(

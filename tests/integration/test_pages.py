@@ -126,7 +126,7 @@ def load(source: AppDatabase) -> None:
     source.insert("users", [(str(u), f"{u}@example.com", "2026-03-08Z", None) for u in people])
     source.insert(
         "orgs",
-        [(str(ACME), NAME, "2026-03-08Z", None), (str(ZETA), "Zeta", "2026-03-08Z", None)],
+        [(str(ACME), NAME, "2026-03-08Z", None), (str(ZETA), None, "2026-03-08Z", None)],
     )
     roles = [(ACME, OLA, "owner"), (ACME, ADA, "admin"), (ACME, MO, "member"), (ZETA, ZED, "owner")]
     source.insert("org_members", [(str(o), str(u), r, "2026-03-08Z") for o, u, r in roles])
@@ -701,6 +701,7 @@ def test_allowed(house: House) -> None:
         (MO, f"/why?metric=api_call&org={ACME}&month=2026-05", {}),
         (ADA, f"/org/{ACME}", {}),
         (NED, f"/org/{ACME}", {"admin": True}),
+        (NED, f"/org/{ZETA}", {"admin": True}),  # which has no name
         (NED, f"/why?metric=api_call&org={ACME}", {"admin": True}),
         (OLA, "/usage", {"org": ACME}),
     ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import duckdb
 import pytest
 from support import AppDatabase, day, days, roll_up, snapshot_query
 
-from usage_pipeline.alerts import outbox
+from usage_pipeline.alerts import outbox, rolled_up
 from usage_pipeline.alerts.rolled_up import announce, is_behind
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.rollup import Rollup
@@ -133,3 +135,62 @@ def test_each_changed_day_is_told_once(source: AppDatabase, settings: Settings) 
     roll_up(settings, RANGE)
     assert announce(settings) == 0
     assert outbox.waiting(settings).due == 5
+
+
+def test_many_organisations_are_told_some_at_once(
+    new_database: Any, make_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,000 organisations with seven meters each, of which a hundred are held at once."""
+    monkeypatch.setattr(rolled_up, "TOLD_TOGETHER", 100)
+    monkeypatch.setattr(outbox, "ADDED_TOGETHER", 100)
+    database = new_database()
+    settings = make_settings(USAGE_APP_DATABASE_URL=database.url)
+    database.execute(
+        "insert into org_webhooks select gen_random_uuid(), lpad(to_hex(n), 32, '0')::uuid,"
+        " 'https://a', 'b', true, now() from generate_series(1, 2000) as n"
+    )
+    settings.published_path.parent.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect(str(settings.published_path)) as db:
+        db.execute("""
+            create table snapshot as
+            select 'first' as snapshot_id, timestamptz '2024-03-01' as published_at,
+                'UTC' as timezone;
+            create table org_usage_daily as
+            select date '2024-03-01' as usage_date, lpad(hex(n), 32, '0')::uuid as org_id,
+                'metric ' || metric as metric_type, 1.5::decimal(38, 9) as total_quantity,
+                1::bigint as event_count, 1::bigint as active_users
+            from range(1, 2001) as orgs (n), range(7) as metrics (metric);
+            create table usage_daily as
+            select *, org_id as user_id, timestamptz '2024-03-02' as created_at,
+                timestamptz '2024-03-02' as updated_at
+            from org_usage_daily;
+            create table usage_restatements (
+                usage_date date, org_id uuid, restated_at timestamptz
+            );
+            create table usage_anomalies (
+                usage_date date, scope varchar, user_id uuid, org_id uuid, metric_type varchar,
+                rule varchar, kind varchar, quantity decimal(38, 9), expected decimal(38, 9),
+                score decimal(38, 9)
+            );
+        """)
+    assert announce(settings) == 0
+    with duckdb.connect(str(settings.published_path)) as db:
+        db.execute("update snapshot set snapshot_id = 'next', published_at = '2024-03-02'")
+    duckdb.execute("select ?", [1])  # which loads pandas
+    tracemalloc.start()
+    try:
+        assert announce(settings) == 2_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000  # all of them were 11 million
+    told = "select count(*), count(distinct org_id) from usage.outbox_messages"
+    assert database.query(told) == [(2_000, 2_000)]
+    with duckdb.connect(str(settings.published_path)) as db:
+        db.execute("update snapshot set snapshot_id = 'same', published_at = '2024-03-03'")
+        db.execute("update usage_daily set updated_at = '2024-03-03'")
+        db.execute(
+            "update org_usage_daily set total_quantity = 2 where metric_type = 'metric 3'"
+            " and org_id in (select org_id from org_usage_daily order by 1 limit 70)"
+        )
+    assert announce(settings) == 10

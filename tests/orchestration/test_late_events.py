@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
@@ -33,8 +33,7 @@ class Source:
         self.run_keys: list[str] = []
         self.instance = instance
         self.sensor = triggers(settings)["late_events"]
-        for ago in range(1, 41):
-            self.add(ago)
+        self.add_all(range(1, 41))
         land_events(settings, [self.day(ago) for ago in range(1, 41)])
 
     def day(self, ago: int) -> date:
@@ -42,13 +41,18 @@ class Source:
 
     def add(self, ago: int, quantity: str = "1") -> str:
         """An event in the middle of the day `ago` days ago; gives its id."""
-        event = str(uuid4())
-        start, end = self.settings.day_bounds(self.day(ago))
-        self.database.insert(
-            "usage_events",
-            [(event, USER, None, "api_call", None, quantity, start + (end - start) / 2)],
-        )
+        (event,) = self.add_all([ago], quantity)
         return event
+
+    def add_all(self, agos: Iterable[int], quantity: str = "1") -> list[str]:
+        """An event in the middle of each day; gives their ids."""
+        rows = []
+        for ago in agos:
+            start, end = self.settings.day_bounds(self.day(ago))
+            noon = start + (end - start) / 2
+            rows.append((str(uuid4()), USER, None, "api_call", None, quantity, noon))
+        self.database.insert("usage_events", rows)
+        return [event for event, *_ in rows]
 
     def tick(self, *, makes_runs: bool = True) -> list[DayRange]:
         """What one evaluation asks for, in one run. As the daemon does, keeps the cursor and makes
@@ -230,8 +234,7 @@ def test_a_thousand_changed_days_are_asked_for_over_several_ticks(
     source = Source(database, settings, instance)
     changed = [source.day(ago) for ago in range(50, 2050, 2)]
     land_events(settings, [source.day(ago) for ago in range(49, 2051)])
-    for ago in range(50, 2050, 2):
-        source.add(ago)
+    source.add_all(range(50, 2050, 2))
     asked: list[date] = []
     while ranges := source.tick():
         asked += [day for days in ranges for day in days.days()]

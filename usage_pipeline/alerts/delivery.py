@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Event
@@ -20,7 +21,7 @@ from uuid import UUID, uuid4
 from psycopg2.extensions import cursor as Cursor
 
 from usage_pipeline.alerts import mail, outbox, webhooks
-from usage_pipeline.alerts.outbox import MAIL, WEBHOOK, Delivery, Outcome
+from usage_pipeline.alerts.outbox import MAIL, WEBHOOK, Delivery, Outcome, State
 from usage_pipeline.app_db.recipients import (
     ADDRESSES,
     WEBHOOKS,
@@ -66,14 +67,17 @@ class DeliveryReport:
 
     def count(self, outcome: Outcome) -> None:
         """Add one outcome."""
-        if outcome.end == "postponed":
-            return
-        self.delivered += outcome.state == "delivered"
-        self.failed += outcome.state == "waiting"
-        self.dead += outcome.state == "dead"
-        self.skipped += outcome.state == "skipped"
-        if outcome.reason:
-            self.reasons[outcome.reason] += 1
+        if outcome.end != "postponed":
+            self.add(outcome.state, outcome.reason)
+
+    def add(self, state: State, reason: str | None, number: int = 1) -> None:
+        """Add attempts that came to a state."""
+        self.delivered += number * (state == "delivered")
+        self.failed += number * (state == "waiting")
+        self.dead += number * (state == "dead")
+        self.skipped += number * (state == "skipped")
+        if reason:
+            self.reasons[reason] += number
 
 
 def deliver(
@@ -110,6 +114,7 @@ class _Run:
         self._progress = progress
         self._lease = uuid4()
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._unwritten: list[Outcome] = []
         self._busy: dict[
             Future[Outcome | None], UUID | None
         ] = {}  # with the endpoint; None for mails
@@ -117,24 +122,34 @@ class _Run:
         self._stopped = Event()
 
     def until_nothing_is_due(self) -> None:
+        try:
+            with ThreadPoolExecutor(ENDPOINTS_AT_ONCE + MAILS_AT_ONCE) as threads:
+                try:
+                    self._send_with(threads)
+                finally:
+                    self._stopped.set()
+        except BaseException:
+            # What the threads sent has arrived, whatever happened here.
+            with suppress(Exception):
+                self._cursor.connection.rollback()
+                self._record()
+            raise
+
+    def _send_with(self, threads: ThreadPoolExecutor) -> None:
         until = time.monotonic() + RUN_SECONDS
-        with ThreadPoolExecutor(ENDPOINTS_AT_ONCE + MAILS_AT_ONCE) as threads:
-            try:
-                while True:
-                    turns = self._turns() if time.monotonic() < until else []
-                    self._cursor.connection.commit()  # the leases, before anything is sent
-                    for recipient, turn in turns:
-                        self._busy[threads.submit(self._take, turn)] = recipient
-                    if not self._busy:
-                        return
-                    done, _ = wait(self._busy, _RECORD_SECONDS, FIRST_COMPLETED)
-                    for future in done:
-                        webhook, refused = self._busy.pop(future), future.result()
-                        if webhook and refused:
-                            self._refuse_all(webhook, refused)
-                    self._record()
-            finally:
-                self._stopped.set()
+        while True:
+            turns = self._turns() if time.monotonic() < until else []
+            self._cursor.connection.commit()  # the leases, before anything is sent
+            for recipient, turn in turns:
+                self._busy[threads.submit(self._take, turn)] = recipient
+            if not self._busy:
+                return
+            done, _ = wait(self._busy, _RECORD_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                webhook, refused = self._busy.pop(future), future.result()
+                if webhook and refused:
+                    self._refuse_all(webhook, refused)
+            self._record()
 
     def _turns(self) -> list[tuple[UUID | None, Turn]]:
         """Lease what is due, as far as threads are free for it."""
@@ -153,15 +168,13 @@ class _Run:
                 turns.append((None, self._mails(claimed)))
         return turns
 
-    def _claim(
-        self, channel: str, recipient: UUID | None = None, limit: int | None = A_TURN
-    ) -> list[Delivery]:
+    def _claim(self, channel: str, recipient: UUID | None = None) -> list[Delivery]:
         return outbox.claim(
             self._cursor,
             self._schema,
             self._lease,
             channel=channel,
-            limit=limit,
+            limit=A_TURN,
             recipient=recipient,
         )
 
@@ -212,13 +225,17 @@ class _Run:
         """What an endpoint that took nothing has to get besides goes the same way, untried: else
         each of its turns would be waited for."""
         self._unwilling.add(webhook)
-        for delivery in self._claim(WEBHOOK, webhook, limit=None):
-            self._outcomes.put(replace(refused, delivery=delivery))
+        states = outbox.refuse(self._cursor, self._schema, self._lease, refused)
+        if refused.end != "postponed":
+            for state, number in states.items():
+                self.report.add(state, refused.reason, number)
 
     def _record(self) -> None:
-        outcomes = [self._outcomes.get() for _ in range(self._outcomes.qsize())]
+        self._unwritten += [self._outcomes.get() for _ in range(self._outcomes.qsize())]
+        outcomes = self._unwritten
         outbox.record(self._cursor, self._schema, self._lease, outcomes)
         self._cursor.connection.commit()
+        self._unwritten = []
         for outcome in outcomes:
             self.report.count(outcome)
         report = self.report

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
@@ -33,6 +35,7 @@ VARIABLE = "USAGE_PUBLISH_DATABASE_URL"
 FIRST_DELAY, FACTOR, LONGEST_DELAY = timedelta(seconds=30), 3, timedelta(days=1)
 MAX_ATTEMPTS = 10
 LEASE = timedelta(minutes=5)
+ADDED_TOGETHER = 1_000
 SHOWN_FOR = timedelta(days=7)  # a dead message, by the check and `status`
 
 # Ids are derived from keys, so that a message that is added again after it was pruned has its own.
@@ -249,35 +252,38 @@ def _name(column: str) -> str:
 
 
 def add(cursor: Cursor, schema: str, messages: Iterable[Message]) -> int:
-    """Add messages in the caller's transaction; gives how many are new.
+    """Add messages in the caller's transaction, some at once; gives how many are new.
 
     Raises:
         ValueError: a payload is not what its event promises.
     """
-    rows = [
-        (
-            str(message.message_id),
-            message.key,
-            message.event_type,
-            _text(message.org_id),
-            _text(message.user_id),
-            json.dumps(as_json(message.event_type, message.payload)),
+    waiting = iter(messages)
+    added = 0
+    while some := list(islice(waiting, ADDED_TOGETHER)):
+        if not added:
+            ensure(cursor, schema)
+        rows = [
+            (
+                str(message.message_id),
+                message.key,
+                message.event_type,
+                _text(message.org_id),
+                _text(message.user_id),
+                json.dumps(as_json(message.event_type, message.payload)),
+            )
+            for message in some
+        ]
+        new = execute_values(
+            cursor,
+            f'insert into "{schema}".outbox_messages'
+            " (message_id, key, event_type, org_id, user_id, payload) values %s"
+            " on conflict do nothing returning 1",
+            rows,
+            page_size=ADDED_TOGETHER,
+            fetch=True,
         )
-        for message in messages
-    ]
-    if not rows:
-        return 0
-    ensure(cursor, schema)
-    added = execute_values(
-        cursor,
-        f'insert into "{schema}".outbox_messages'
-        " (message_id, key, event_type, org_id, user_id, payload) values %s"
-        " on conflict do nothing returning 1",
-        rows,
-        page_size=1_000,
-        fetch=True,
-    )
-    return len(added)
+        added += len(new)
+    return added
 
 
 def _text(value: UUID | None) -> str | None:
@@ -346,7 +352,7 @@ def claim(
     lease: UUID,
     *,
     channel: str,
-    limit: int | None,
+    limit: int,
     recipient: UUID | None = None,
 ) -> list[Delivery]:
     """Lease deliveries whose time has come, of one recipient where it is named: the oldest first,
@@ -444,14 +450,51 @@ def record(cursor: Cursor, schema: str, lease: UUID, outcomes: Sequence[Outcome]
     )
 
 
+def refuse(cursor: Cursor, schema: str, lease: UUID, outcome: Outcome) -> Counter[State]:
+    """Let all else that is due for the recipient of a failed attempt go the same way, untried;
+    gives how many are in which state by that."""
+    cursor.execute(
+        f"""
+        with refused as (
+            update "{schema}".outbox_deliveries
+            set state = case when attempts + %(tried)s < {MAX_ATTEMPTS} then state else 'dead' end,
+                attempts = attempts + %(tried)s,
+                due_at = now() + greatest(%(after)s, %(tried)s * %(share)s * least(
+                    %(first)s * power({FACTOR}, attempts), %(longest)s
+                )),
+                reason = coalesce(%(reason)s, reason),
+                finished_at = case when attempts + %(tried)s >= {MAX_ATTEMPTS} then now() end
+            where channel = %(channel)s and recipient_id = %(recipient)s and {_DUE}
+            returning state
+        )
+        select state, count(*) from refused group by state
+        """,
+        {
+            "tried": int(outcome.end == "failed"),
+            "after": min(outcome.after, LONGEST_DELAY),
+            "share": _share(lease, outcome.delivery.recipient_id),
+            "first": FIRST_DELAY,
+            "longest": LONGEST_DELAY,
+            "reason": outcome.reason,
+            "channel": outcome.delivery.channel,
+            "recipient": str(outcome.delivery.recipient_id),
+        },
+    )
+    return Counter(dict(cursor.fetchall()))
+
+
 def _time_until_next(outcome: Outcome, lease: UUID) -> timedelta:
-    """What failed for one recipient comes back together, so that one attempt tells for all; what
-    failed for several does not."""
     after = min(outcome.after, LONGEST_DELAY)
     if outcome.end == "postponed":
         return after
-    share = random.Random(f"{lease} {outcome.delivery.recipient_id}").uniform(0.5, 1)
+    share = _share(lease, outcome.delivery.recipient_id)
     return max(after, delay(outcome.delivery.attempts + 1) * share)
+
+
+def _share(lease: UUID, recipient: UUID) -> float:
+    """Of the longest pause: what failed for one recipient comes back together, so that one attempt
+    tells for all; what failed for several does not."""
+    return random.Random(f"{lease} {recipient}").uniform(0.5, 1)
 
 
 def delay(attempts: int) -> timedelta:

@@ -3,8 +3,10 @@ and with them what was odd on the new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import date, datetime
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,9 @@ from usage_pipeline.alerts.outbox import Message
 from usage_pipeline.app_db.recipients import open_recipients
 from usage_pipeline.serving import published
 from usage_pipeline.settings import Settings
+
+TOLD_TOGETHER = 1_000
+OrgDay = tuple[UUID, date]
 
 
 def announce(settings: Settings) -> int:
@@ -39,25 +44,21 @@ def announce(settings: Settings) -> int:
         snapshot_id, published_at, timezone = found
         added = 0
         orgs = _orgs(settings) if since else set()
-        for day in _changed_days(db, orgs, since) if since and orgs else ():
-            same = {"usage_date": day, "timezone": timezone}
-            same |= {"snapshot_id": snapshot_id, "published_at": published_at}
-            totals = _totals(db, day)
-            known = _last_told(cursor, settings.publish_schema, day, totals)
-            payloads = (
-                as_json(ROLLED_UP, {"org_id": org, **same, "totals": theirs})
-                for org, theirs in totals.items()
-            )
-            added += outbox.add(
-                cursor,
-                settings.publish_schema,
-                (
-                    Message(ROLLED_UP, f"{ROLLED_UP}:{org}:{day}:{snapshot_id}", org, None, payload)
-                    for org, payload in zip(totals, payloads, strict=True)
-                    if payload["totals"] != known.get(org)
-                ),
-            )
         if since and orgs:
+            same = {"timezone": timezone, "snapshot_id": snapshot_id, "published_at": published_at}
+            changed = _changed_days(db, orgs, since)
+            while some := list(islice(changed, TOLD_TOGETHER)):
+                known = _last_told(cursor, settings.publish_schema, [day for day, _ in some])
+                messages = (_message(day, totals, same) for day, totals in some)
+                added += outbox.add(
+                    cursor,
+                    settings.publish_schema,
+                    (
+                        message
+                        for message, (day, _) in zip(messages, some, strict=True)
+                        if message.payload["totals"] != known.get(day)
+                    ),
+                )
             odd = anomalies.messages(db, orgs, since, snapshot_id)
             added += outbox.add(cursor, settings.publish_schema, odd)
         _announced(cursor, settings.publish_schema, published_at)
@@ -94,61 +95,62 @@ def _orgs(settings: Settings) -> set[UUID]:
         return set(source.orgs_with_webhooks())
 
 
+def _message(day: OrgDay, totals: dict[str, Any], same: dict[str, Any]) -> Message:
+    org, usage_date = day
+    payload = as_json(
+        ROLLED_UP, {"org_id": org, "usage_date": usage_date, **same, "totals": totals}
+    )
+    key = f"{ROLLED_UP}:{org}:{usage_date}:{same['snapshot_id']}"
+    return Message(ROLLED_UP, key, org, None, payload)
+
+
 def _changed_days(
     db: duckdb.DuckDBPyConnection, orgs: Collection[UUID], since: datetime
-) -> list[date]:
-    """Days on which a number of a user of one of the organisations is new, another one, or gone;
-    what these are is the temporary table `changed`."""
-    db.execute(
+) -> Iterator[tuple[OrgDay, dict[str, Any]]]:
+    """Days of these organisations on which a number of a user is new, another one, or gone, with
+    their totals by metric; as many in memory as are read at once."""
+    cursor = db.execute(
         """
-        create temp table changed as
         with orgs as (
             select unnest($orgs::uuid[]) as org_id
+        ),
+        changed as (
+            select org_id, usage_date from usage_daily semi join orgs using (org_id)
+            where updated_at > $since
+            union
+            select org_id, usage_date from usage_restatements semi join orgs using (org_id)
+            where restated_at > $since
         )
-        select org_id, usage_date from usage_daily semi join orgs using (org_id)
-        where updated_at > $since
-        union
-        select org_id, usage_date from usage_restatements semi join orgs using (org_id)
-        where restated_at > $since
+        select org_id, usage_date, metric_type, total_quantity, event_count, active_users
+        from changed left join org_usage_daily using (org_id, usage_date)
+        order by usage_date, org_id, metric_type
         """,
         {"orgs": list(orgs), "since": since},
     )
-    days = db.execute("select distinct usage_date from changed order by usage_date").fetchall()
-    return [day for (day,) in days]
-
-
-def _totals(db: duckdb.DuckDBPyConnection, day: date) -> dict[UUID, dict[str, Any]]:
-    """By organisation that changed on the day, and metric."""
-    rows = db.execute(
-        """
-        select org_id, metric_type, total_quantity, event_count, active_users
-        from changed left join org_usage_daily using (org_id, usage_date)
-        where usage_date = $day
-        order by org_id, metric_type
-        """,
-        {"day": day},
-    ).fetchall()
-    found: dict[UUID, dict[str, Any]] = {}
-    for org, metric, quantity, events, users in rows:
-        totals = found.setdefault(org, {})
-        if metric is not None:
-            totals[metric] = {
-                "total_quantity": quantity,
-                "event_count": events,
-                "active_users": users,
-            }
-    return found
+    rows = chain.from_iterable(iter(lambda: cursor.fetchmany(TOLD_TOGETHER), []))
+    names = ("total_quantity", "event_count", "active_users")
+    for day, cells in groupby(rows, key=itemgetter(0, 1)):
+        yield (
+            day,
+            {
+                metric: dict(zip(names, numbers, strict=True))
+                for _, _, metric, *numbers in cells
+                if metric is not None
+            },
+        )
 
 
 def _last_told(
-    cursor: Cursor, schema: str, day: date, orgs: Collection[UUID]
-) -> dict[UUID, dict[str, Any]]:
-    """The totals of each organisation's last message of the day."""
+    cursor: Cursor, schema: str, days: Collection[OrgDay]
+) -> dict[OrgDay, dict[str, Any]]:
+    """The totals of each day's last message."""
     cursor.execute(
-        "select distinct on (org_id) org_id, payload -> 'totals'"
-        f' from "{schema}".outbox_messages'
-        " where event_type = %s and org_id = any(%s::uuid[]) and payload ->> 'usage_date' = %s"
-        " order by org_id, created_at desc",
-        (ROLLED_UP, [*map(str, orgs)], str(day)),
+        "select distinct on (days.org_id, days.usage_date)"
+        "  days.org_id, days.usage_date::date, payload -> 'totals'"
+        " from unnest(%s::uuid[], %s::text[]) as days (org_id, usage_date)"
+        f' inner join "{schema}".outbox_messages as messages on messages.org_id = days.org_id'
+        "  and event_type = %s and payload ->> 'usage_date' = days.usage_date"
+        " order by days.org_id, days.usage_date, created_at desc",
+        ([str(org) for org, _ in days], [str(day) for _, day in days], ROLLED_UP),
     )
-    return {UUID(org): totals for org, totals in cursor.fetchall()}
+    return {(UUID(org), day): totals for org, day, totals in cursor.fetchall()}

@@ -135,14 +135,12 @@ class UsageClient:
         """Totals by day or month, oldest first, read page by page while they are iterated over.
 
         Args:
-            start, end: periods that begin on days `[start, end)` of the pipeline's time zone.
+            start, end: periods that begin in `[start, end)`: days of the pipeline's time zone, or
+                instants with a time zone.
 
         Raises:
-            TypeError: `start` or `end` is an instant.
             UsageError: while iterating, when there are none to be had.
         """
-        if isinstance(start, datetime) or isinstance(end, datetime):
-            raise TypeError("start and end are days, not instants")
         return self._usage.aggregated(user_id, org_id, period_type, start, end, metric_type)
 
     def get_usage_limits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 from usage_pipeline.client.answers import (
@@ -23,15 +23,17 @@ _ROWS_AT_ONCE = 1000
 # SQLSTATE: data exceptions, constraints, and what is of another type than the column.
 _CONTENT_IS_BAD = ("22", "23", "42804")
 
-# A day begins when the published calendar says.
+# By parameter, and whether it is an instant. A day begins when the published calendar says.
 _DAYS = "period_start in (select starts_at from {schema}.calendar where calendar_date"
 _CONDITIONS = {
-    "user_id": "user_id = %(user_id)s::uuid",
-    "org_id": "org_id = %(org_id)s::uuid",
-    "period_type": "period_type = %(period_type)s",
-    "start": f"{_DAYS} >= %(start)s::date)",
-    "end": f"{_DAYS} < %(end)s::date)",
-    "metric_type": "metric_type = %(metric_type)s",
+    ("user_id", False): "user_id = %(user_id)s::uuid",
+    ("org_id", False): "org_id = %(org_id)s::uuid",
+    ("period_type", False): "period_type = %(period_type)s",
+    ("start", False): f"{_DAYS} >= %(start)s::date)",
+    ("start", True): "period_start >= %(start)s::timestamptz",
+    ("end", False): f"{_DAYS} < %(end)s::date)",
+    ("end", True): "period_start < %(end)s::timestamptz",
+    ("metric_type", False): "metric_type = %(metric_type)s",
 }
 
 
@@ -142,7 +144,9 @@ class PostgresReader:
             "metric_type": metric_type,
         }
         conditions = " and ".join(
-            _CONDITIONS[name] for name, value in given.items() if value is not None
+            _CONDITIONS[name, isinstance(value, datetime)]
+            for name, value in given.items()
+            if value is not None
         )
         rows = self._rows(
             f"""

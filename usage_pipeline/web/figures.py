@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from usage_pipeline.days import next_month
@@ -310,12 +310,16 @@ def _one(meter: Meter, row: Row | None) -> Decimal | None:
     return row[extreme] if extreme else None
 
 
-@dataclass(frozen=True)
-class Amount:
-    """A total of a day or month."""
+class Amount(NamedTuple):
+    """A total of a day, a month or a value of a dimension."""
 
     quantity: Decimal | None
     event_count: int
+
+    def plus(self, other: Amount, meter: Meter) -> Amount:
+        """Both together."""
+        quantity = together(meter, [self.quantity, other.quantity])
+        return Amount(quantity, self.event_count + other.event_count)
 
 
 Series = Mapping[str, Mapping[date, Amount]]
@@ -345,20 +349,14 @@ def series(
         metric=metric,
         **subject.ids,
     )
-    found: dict[str, dict[date, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        found[row["metric_type"]][row["dated"]].append(row)
     now = state(published)
-    return {
-        metric_type: {
-            day: Amount(
-                together(now.meter(metric_type), [row["total_quantity"] for row in those]),
-                sum(row["event_count"] for row in those),
-            )
-            for day, those in by_day.items()
-        }
-        for metric_type, by_day in found.items()
-    }
+    found: dict[str, dict[date, Amount]] = {}
+    for row in rows:
+        metric_type, amount = row["metric_type"], Amount(row["total_quantity"], row["event_count"])
+        days = found.setdefault(metric_type, {})
+        had = days.get(row["dated"])  # of another organisation
+        days[row["dated"]] = amount if had is None else had.plus(amount, now.meter(metric_type))
+    return found
 
 
 def rows_by_day(published: Published, subject: Subject, period: Period) -> list[Row]:
@@ -384,7 +382,7 @@ def limits(
     orgs: Sequence[UUID] = (),
     member: UUID | None = None,
 ) -> list[Row]:
-    """Rows of `usage_limit_status`, the fullest first.
+    """Rows of `usage_limit_status`, the fullest first, all by one question.
 
     Args:
         personal: whose personal use.
@@ -396,11 +394,15 @@ def limits(
         "scope = 'org' and user_id is null and org_id = any(:orgs)": orgs,
         "scope = 'member' and user_id = :member and org_id = any(:orgs)": orgs and member,
     }
-    asked = {"personal": personal, "orgs": list(orgs), "member": member}
-    found: list[Row] = []
-    for whose, asked_for in scopes.items():
-        if asked_for:
-            found += published.rows(f"select * from usage_limit_status where {whose}", **asked)
+    wanted = [whose for whose, asked_for in scopes.items() if asked_for]
+    if not wanted:
+        return []
+    found = published.rows(
+        f"select * from usage_limit_status where {' or '.join(f'({each})' for each in wanted)}",
+        personal=personal,
+        orgs=list(orgs),
+        member=member,
+    )
     worst = {"exceeded": 0, "warning": 1, "ok": 2}
     return sorted(
         found,
@@ -488,25 +490,19 @@ def breakdowns(
         metric=metric,
         **subject.ids,
     )
-    found: dict[str, dict[str | None, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        found[row["dimension"]][row["dimension_value"]].append(row)
     meter = state(published).meter(metric)
+    found: dict[str, dict[str | None, Amount]] = {}
+    for row in rows:
+        amount = Amount(row["total_quantity"], row["event_count"])
+        values = found.setdefault(row["dimension"], {})
+        had = values.get(row["dimension_value"])
+        values[row["dimension_value"]] = had.plus(amount, meter) if had else amount
     return {
         dimension: sorted(
-            (
-                (
-                    value,
-                    Amount(
-                        together(meter, [row["total_quantity"] for row in those]),
-                        sum(row["event_count"] for row in those),
-                    ),
-                )
-                for value, those in values.items()
-            ),
+            found[dimension].items(),
             key=lambda pair: (-(pair[1].quantity or 0), -pair[1].event_count, pair[0] or ""),
         )
-        for dimension, values in sorted(found.items())
+        for dimension in sorted(found)
     }
 
 

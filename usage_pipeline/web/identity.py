@@ -122,10 +122,10 @@ class Members:
         ]
 
     def names_of(self, org_ids: Collection[UUID]) -> dict[UUID, str]:
-        """Names of organisations, also of deleted ones; none of those that have none."""
+        """Names of organisations that there are, deleted ones too; the id where it has none."""
         query = f"""
-            select id, name from ({source_query("orgs")}) as orgs
-            where id in ({", ".join(f"'{org}'" for org in org_ids)}) and name is not null
+            select id, coalesce(name, cast(id as text)) from ({source_query("orgs")}) as orgs
+            where id in ({", ".join(f"'{org}'" for org in org_ids)})
         """
         found = self._ask(query) if org_ids else []
         return {UUID(str(org)): name for org, name in found}
