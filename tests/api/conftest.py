@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +17,7 @@ from served import ACCOUNTS, CRON_SECRET, EVENTS, JWT_SECRET, Done, Served, Serv
 from support import AppDatabase, days, roll_up
 
 from usage_pipeline.settings import Settings
+from usage_pipeline.web import serve as serving
 from usage_pipeline.web.app import make_app
 from usage_pipeline.web.rates import Rates
 from usage_pipeline.web.state import Actions
@@ -67,3 +73,28 @@ def serve(rolled_up: tuple[AppDatabase, Settings], make_settings: SettingsFactor
 @pytest.fixture(scope="session")
 def served(serve: ServedFactory) -> Served:
     return serve()
+
+
+@pytest.fixture(scope="module")
+def port(served: Served) -> Iterator[int]:
+    """The application on a port of its own, as `usage-pipeline web` serves it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = int(free.getsockname()[1])
+    stopped, said = threading.Event(), threading.Event()
+    done = served.done
+    actions = Actions(lambda *of: [], done.start_rollup, lambda: done.models)
+    thread = threading.Thread(
+        target=serving.serve,
+        args=(served.settings, actions, ("127.0.0.1", number), stopped, lambda _: said.set()),
+    )
+    thread.start()
+    assert said.wait(30)
+    for _ in range(300):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", number), 1):
+            break
+        time.sleep(0.1)
+    yield number
+    stopped.set()
+    thread.join(30)
+    assert not thread.is_alive()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
@@ -20,32 +17,6 @@ from typer.testing import CliRunner
 from usage_pipeline.cli.main import app
 from usage_pipeline.client import UsageClient, UsageError
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.web.serve import serve
-from usage_pipeline.web.state import Actions
-
-
-@pytest.fixture(scope="module")
-def port(served: Served) -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = int(free.getsockname()[1])
-    stopped, said = threading.Event(), threading.Event()
-    done = served.done
-    actions = Actions(lambda *of: [], done.start_rollup, lambda: done.models)
-    thread = threading.Thread(
-        target=serve,
-        args=(served.settings, actions, ("127.0.0.1", number), stopped, lambda _: said.set()),
-    )
-    thread.start()
-    assert said.wait(30)
-    for _ in range(300):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", number), 1):
-            break
-        time.sleep(0.1)
-    yield number
-    stopped.set()
-    thread.join(30)
-    assert not thread.is_alive()
 
 
 def ask(port: int, method: str, path: str, headers: dict[str, str], body: Any = None) -> Any:
