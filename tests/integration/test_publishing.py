@@ -24,6 +24,8 @@ from usage_pipeline.days import DayRange
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import publish_database_url
 from usage_pipeline.infra.postgres import connect
+from usage_pipeline.meters.meter import Meter
+from usage_pipeline.meters.version import spelled_meters
 from usage_pipeline.publishing import postgres_tables
 from usage_pipeline.publishing.changes import TableChange
 from usage_pipeline.publishing.identity import SCHEMA_VERSION
@@ -912,6 +914,39 @@ def of_version_1(settings: Settings) -> Settings:
         " select usage_date, sum(total_quantity) as total from usage.usage_daily group by 1",
     )
     return settings
+
+
+@NEW_YORK_ONLY
+def test_meters_are_recorded_where_they_change_and_older_rows_become_so(settings: Settings) -> None:
+    """Two publishes with the same meters, one with others, one with the first ones again; then all
+    of them with their meters, as the release before recorded them."""
+    calls, tokens = Meter("calls", "api_call", "count"), Meter("tokens", "ai_tokens_used", "sum")
+    spelled: list[str] = []
+    for number, meters in enumerate(([calls], [calls], [calls, tokens], [calls], [calls])):
+        if number == 4:
+            each = " ".join(f"when 'run-{n}' then '{text}'" for n, text in enumerate(spelled))
+            with_all = f"update usage_snapshots set meters = case run_id {each} end"
+            version_3 = "update snapshot set schema_version = 3"
+            with open_duckdb(settings.published_path, read_only=False) as db:
+                db.execute(f"{with_all}; {version_3}")
+            query_postgres(settings, f"set search_path to usage; {with_all}; {version_3}")
+            marker = settings.serving_dir / "parquet" / "_snapshot.json"
+            marker.write_text(marker.read_text().replace('version": 4', 'version": 3'))
+        change_warehouse(settings, "update usage_daily set total_quantity = total_quantity + 1")
+        ensure_snapshot(settings)
+        publish(settings, [MARCH_30_TO_APRIL_2], f"run-{number}", "v1", meters=meters)
+        spelled.append(spelled_meters(meters))
+    assert_equal_everywhere(settings)
+    recorded = query_postgres(
+        settings, "select run_id, meters from usage.usage_snapshots order by published_at"
+    )
+    assert recorded == [
+        ("run-0", spelled[0]),
+        ("run-1", None),
+        ("run-2", spelled[2]),
+        ("run-3", spelled[0]),
+        ("run-4", None),
+    ]
 
 
 @NEW_YORK_ONLY

@@ -213,15 +213,18 @@ def explain(settings: Settings, question: Question) -> Answer:
 def _published_then(
     db: duckdb.DuckDBPyConnection, settings: Settings, question: Question
 ) -> tuple[Publish, list[Meter]]:
-    publishes = "select snapshot_id, published_at, run_id, meters_version, meters"
+    publishes = (
+        "select snapshot_id, published_at, run_id, publish.meters_version,"
+        f" case when publish.meters_version is not null then {as_of.meters_of('publish')} end"
+    )
     if question.as_of is None:
         found = db.execute(
-            f"{publishes} from snapshot left join usage_snapshots"
+            f"{publishes} from snapshot left join usage_snapshots as publish"
             " using (snapshot_id, published_at, run_id)"
         ).fetchone()
     else:
         found = db.execute(
-            f"{publishes} from usage_snapshots where published_at <= ?"
+            f"{publishes} from usage_snapshots as publish where published_at <= ?"
             " order by published_at desc limit 1",
             [question.as_of],
         ).fetchone()

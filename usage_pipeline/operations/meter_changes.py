@@ -29,7 +29,7 @@ from usage_pipeline.meters.version import meters_version, read_meters
 from usage_pipeline.publishing.publisher import PublishReport
 from usage_pipeline.publishing.snapshot import ensure_snapshot
 from usage_pipeline.rollup import Rollup, passes
-from usage_pipeline.serving import published
+from usage_pipeline.serving import as_of, published
 from usage_pipeline.settings import Settings
 from usage_pipeline.warehouse.transform import Transformer
 
@@ -93,7 +93,8 @@ def published_meters(settings: Settings) -> list[Meter] | None:
     """
     with published.reading(settings) as db:
         row = db.execute(
-            "select meters from snapshot left join usage_snapshots using (snapshot_id)"
+            f"select {as_of.meters_of('publish')}"
+            " from snapshot left join usage_snapshots as publish using (snapshot_id)"
         ).fetchone()
     if row is None:
         raise UsagePipelineError("Nothing is published", "Publish it with `usage-pipeline rollup`")

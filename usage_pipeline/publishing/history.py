@@ -25,23 +25,35 @@ _MONTH = ("month", "org_id", "metric_type")  # of all persons
 def published_meters(db: duckdb.DuckDBPyConnection) -> list[Meter] | None:
     """The meters that what is published was made with; None before publishes were recorded."""
     row = db.execute(
-        f"select meters from published.main.{PUBLISHES} order by published_at desc limit 1"
+        f"select arg_max(meters, published_at) from published.main.{PUBLISHES}"
     ).fetchone()
-    return read_meters(row[0]) if row else None
+    return read_meters(row[0]) if row and row[0] else None
 
 
 def additive_metrics(db: duckdb.DuckDBPyConnection, meters: Sequence[Meter]) -> list[str]:
     """The metrics that have always added up, as far as publishes were recorded."""
-    recorded = db.execute(f"select distinct meters from published.main.{PUBLISHES}").fetchall()
+    recorded = db.execute(
+        f"select distinct meters from published.main.{PUBLISHES} where meters is not null"
+    ).fetchall()
     versions = [list(meters), *(read_meters(spelled) for (spelled,) in recorded)]
     never = {meter.key for version in versions for meter in version if not meter.adds_up}
     return sorted({meter.key for version in versions for meter in version} - never)
 
 
 def this_publish(
-    db: duckdb.DuckDBPyConnection, snapshot: Snapshot, meters: Sequence[Meter], *, changed: bool
+    db: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    meters: Sequence[Meter],
+    *,
+    changed: bool,
+    others: bool,
 ) -> Delta:
-    """The row of this publish; none when it changes nothing."""
+    """The row of this publish; none when it changes nothing.
+
+    Args:
+        others: whether the meters, prose included, are others than those of the publish before;
+            only then are they in the row.
+    """
     known = f"published.main.{PUBLISHES}"
     delta = Delta(served(PUBLISHES), columns_of(db, known))
     if not changed:
@@ -55,7 +67,7 @@ def this_publish(
             snapshot.run_id,
             snapshot.timezone,
             meters_version(list(meters)),
-            spelled_meters(meters),
+            spelled_meters(meters) if others else None,
         ],
     )
     return replace(delta, change=TableChange(inserted=1))

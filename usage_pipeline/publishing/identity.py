@@ -10,7 +10,8 @@ import duckdb
 from usage_pipeline.errors import UsagePipelineError
 
 # The shape of what is published: a newer one is refused, an older one migrated.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+ONCE = 4  # the first one whose usage_snapshots has meters where they changed only
 STAMPED = 2  # the first one whose usage_daily and usage_monthly say when a row was published
 
 

@@ -17,13 +17,14 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.duckdb_files import quoted
 from usage_pipeline.publishing.changes import Delta, within
 from usage_pipeline.publishing.identity import (
+    ONCE,
     SCHEMA_VERSION,
     STAMPED,
     Snapshot,
     written_by_newer,
 )
 from usage_pipeline.serving import as_of
-from usage_pipeline.serving.tables import SERVED_TABLES, STAMPS
+from usage_pipeline.serving.tables import PUBLISHES, SERVED_TABLES, STAMPS
 from usage_pipeline.serving.views import RELATIONS, VIEWS, View
 
 READER_ROLE = "usage_reader"
@@ -95,7 +96,7 @@ class PostgresTables:
             self._index(delta)
             if unstamped or (follows and delta.whole):
                 self._replace(db, source, delta)
-            elif not follows:
+            elif not follows or (version < ONCE and delta.table.name == PUBLISHES):
                 self._apply_comparison(db, source, delta)
             elif not delta.empty:
                 self._apply_changes(db, source, delta)

@@ -141,7 +141,7 @@ def publish(
             if base is None or unseen or others or not all(delta.empty for delta in deltas):
                 report.changed = True
             snapshot = new if base is None or report.changed else base
-            deltas.append(this_publish(db, new, meters, changed=report.changed))
+            deltas.append(this_publish(db, new, meters, changed=report.changed, others=others))
             report.tables = {delta.table.name: delta.change for delta in deltas}
             if report.changed:
                 with report.timed("snapshot"):

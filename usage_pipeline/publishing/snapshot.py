@@ -60,6 +60,20 @@ _BOOKKEEPING = """
 """
 
 
+# Up to version 3, each publish had the meters.
+_METERS_ONCE = """
+    update usage_snapshots set meters = null where snapshot_id in (
+        select snapshot_id
+        from (
+            select snapshot_id, meters,
+                lag(meters ignore nulls) over (order by published_at) as meters_before
+            from usage_snapshots
+        )
+        where meters = meters_before
+    )
+"""
+
+
 def ensure_snapshot(settings: Settings) -> None:
     """Create the published file when it is absent, migrate it when an older release wrote it.
 
@@ -79,6 +93,7 @@ def ensure_snapshot(settings: Settings) -> None:
             published.clone(path, work / "migrated.duckdb")
         with open_duckdb(settings, work / "migrated.duckdb") as db:
             db.execute(_BOOKKEEPING)
+            db.execute(_METERS_ONCE)
             if columns_of(db, "usage_daily"):
                 # Published before the ledger was kept: what changes from now on is a restatement.
                 db.execute(

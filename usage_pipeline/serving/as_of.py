@@ -44,6 +44,15 @@ PUBLISHED_EVENTS = "case cause when 'erasure' then new_event_count else old_even
 _MOMENT = "cast(moment as timestamptz)"
 
 
+def meters_of(publish: str) -> str:
+    """The meters of a row of `usage_snapshots` as a query for DuckDB: a row has them where they are
+    others than those of the publish before."""
+    return (
+        f"(select arg_max(meters, published_at) from {PUBLISHES} as known"
+        f" where known.published_at <= {publish}.published_at)"
+    )
+
+
 def daily(schema: str = "") -> str:
     """The query of `usage_daily_as_of` for a parameter `moment`, which both engines read.
 

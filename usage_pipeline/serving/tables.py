@@ -126,7 +126,7 @@ SERVED_TABLES = (
         model=False,
         description=(
             "One row per publish that changed something: id, time, run, time zone, and the meters "
-            "that it was made with."
+            "that it was made with, where they are others than those of the publish before."
         ),
     ),
 )
