@@ -17,6 +17,8 @@ def house(fork_server: None, postgres_server: Any, new_database: Any, make_setti
     fill(database)
     made = House(postgres_server, database, make_settings(USAGE_APP_DATABASE_URL=database.url))
     made.run(HISTORY)
+    # The source has later days, which no test rolls up; alerts have begun without them.
+    database.execute("update usage.alerts_judged set silent_until = null")
     made.keep()
     return made
 

@@ -55,7 +55,7 @@ class State:
 
 
 class House:
-    """What a test works on; `put_back` makes it what it was at `keep`, under the same names."""
+    """What a test works on; `put_back` makes it what it was at a `keep`, under the same names."""
 
     def __init__(self, server: Any, database: AppDatabase, settings: Settings) -> None:
         self.database = database
@@ -69,18 +69,15 @@ class House:
         }
         self._admin = server.get_uri("postgres")
         self._name = database.url.split("?")[0].rsplit("/", 1)[1]
-        self._kept_home = settings.home.with_name("kept")
 
-    def keep(self) -> None:
-        # The source has later days, which no test rolls up; alerts have begun without them.
-        self.database.execute("update usage.alerts_judged set silent_until = null")
-        self._copy_database(self._name, f"{self._name}_kept")
-        shutil.copytree(self.settings.home, self._kept_home)
+    def keep(self, state: str = "history") -> None:
+        self._copy_database(self._name, f"{self._name}_{state}")
+        shutil.copytree(self.settings.home, self.settings.home.with_name(state))
 
-    def put_back(self) -> None:
-        self._copy_database(f"{self._name}_kept", self._name)
+    def put_back(self, state: str = "history") -> None:
+        self._copy_database(f"{self._name}_{state}", self._name)
         shutil.rmtree(self.settings.home)
-        shutil.copytree(self._kept_home, self.settings.home)
+        shutil.copytree(self.settings.home.with_name(state), self.settings.home)
 
     def _copy_database(self, source: str, target: str) -> None:
         connection = psycopg2.connect(self._admin)
