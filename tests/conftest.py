@@ -18,7 +18,6 @@ from pydantic import SecretStr
 from support import AppDatabase
 
 from usage_pipeline.app_db.schema import create_schema
-from usage_pipeline.infra.processes import collect_rarely
 from usage_pipeline.settings import Settings
 
 SettingsFactory = Callable[..., Settings]
@@ -33,7 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _environment_of_its_own() -> Iterator[None]:
     """No setting of the developer's shell reaches a test."""
-    collect_rarely()  # as in the product's processes
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("USAGE_", "DAGSTER_")):
