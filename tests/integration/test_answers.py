@@ -9,8 +9,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from typer.testing import CliRunner, Result
 
 from usage_pipeline.cli.main import app
 from usage_pipeline.landing import erased_users
+from usage_pipeline.operations.explain import Question, explain
 from usage_pipeline.settings import Settings
 
 ADA = "7f1c9d52-3b0e-4c55-9a07-1d2f6c8e4b90"
@@ -449,3 +451,12 @@ def test_a_copy_of_the_snapshot_answers_too(world: World, tmp_path: Any) -> None
         db.execute(f"attach '{copy}' as there (read_only); use there")
         ((found,),) = db.execute("select count(*) from usage_daily_as_of(now())").fetchall()
     assert found == 6  # three of each day
+
+
+def test_several_ask_one_process_at_once(world: World) -> None:
+    question = Question("calls", date(2024, 3, 1), org_id=UUID(ACME))
+    alone = explain(world.settings, question)
+    assert set(alone.places) == {"DuckDB", "Parquet", "Postgres"}
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: explain(world.settings, question), range(24)))
+    assert answers == [alone] * 24

@@ -20,14 +20,22 @@ MEMORY_LIMIT = "1GB"
 def open_duckdb(
     settings: Settings, path: Path | str, *, read_only: bool = False
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC."""
+    """Open a DuckDB file (or `:memory:`) with bounded memory, spilling below USAGE_HOME, in UTC.
+
+    Read-only, a file may be open in several threads at once, each as it is at that moment.
+    """
     with scratch(settings) as spilled:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY_LIMIT,
             "temp_directory": str(spilled),
             "preserve_insertion_order": False,
         }
-        with duckdb.connect(str(path), read_only=read_only, config=config) as db:
+        # Attached, for a process opens a path once: whoever opens it as well is refused another
+        # temp_directory, and is given the file that was there before.
+        with duckdb.connect(":memory:" if read_only else str(path), config=config) as db:
+            if read_only:
+                name = Path(path).stem  # as views in the file say it that dbt made
+                db.execute(f"attach '{quoted(Path(path))}' as {name} (read_only); use {name}")
             db.execute("set TimeZone = 'UTC'")
             yield db
 
