@@ -16,6 +16,7 @@ from served import (
     ACME,
     ADMIN,
     MEMBER,
+    OTHER_ORG,
     OWNER,
     STRANGER,
     Served,
@@ -89,6 +90,20 @@ def test_the_role_of_readers_suffices(serve: ServedFactory, served: Served) -> N
         schema = "usage" if table in outbox.TABLES else "public"
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             dashboard.query(f"select * from {schema}.{table}")
+
+
+def test_an_organisation_that_is_named_by_blanks_is_called_by_its_id(served: Served) -> None:
+    members = served.app.state.web.members
+    rename = "update orgs set name = %s where id = %s"
+    served.source.execute(rename, ["  ", str(OTHER_ORG)])
+    try:
+        names = [each.name for each in members.orgs_of(STRANGER)]
+        assert (names, members.names_of([OTHER_ORG])) == (
+            [str(OTHER_ORG)],
+            {OTHER_ORG: str(OTHER_ORG)},
+        )
+    finally:
+        served.source.execute(rename, ["Other", str(OTHER_ORG)])
 
 
 def test_it_reads_and_cannot_write(serve: ServedFactory, served: Served) -> None:

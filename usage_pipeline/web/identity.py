@@ -19,6 +19,7 @@ from usage_pipeline.settings import Settings
 
 Role = Literal["owner", "admin", "member"]
 MANAGERS: tuple[Role, ...] = ("owner", "admin")
+_NAME = "coalesce(nullif(trim(orgs.name), ''), cast(orgs.id as text))"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Members:
     def orgs_of(self, user_id: UUID) -> list[Membership]:
         """Organisations of a user that are not deleted, by name."""
         query = f"""
-            select members.org_id, coalesce(orgs.name, cast(orgs.id as text)) as name, members.role
+            select members.org_id, {_NAME} as name, members.role
             from ({source_query("org_members")}) as members
             inner join ({source_query("orgs")}) as orgs on orgs.id = members.org_id
             where members.user_id = :user_id and orgs.deleted_at is null
@@ -124,7 +125,7 @@ class Members:
     def names_of(self, org_ids: Collection[UUID]) -> dict[UUID, str]:
         """Names of organisations that there are, deleted ones too; the id where it has none."""
         query = f"""
-            select id, coalesce(name, cast(id as text)) from ({source_query("orgs")}) as orgs
+            select id, {_NAME} from ({source_query("orgs")}) as orgs
             where id in ({", ".join(f"'{org}'" for org in org_ids)})
         """
         found = self._ask(query) if org_ids else []
