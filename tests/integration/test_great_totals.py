@@ -23,6 +23,8 @@ from usage_pipeline.meters.file import load_meters
 from usage_pipeline.publishing.ledger import digest
 from usage_pipeline.rollup import Rollup
 from usage_pipeline.settings import Settings
+from usage_pipeline.web import figures
+from usage_pipeline.web.reader import open_reader
 
 NINES = Decimal("9" * 29)
 MINUS_NINES = Decimal("-" + "9" * 29)  # the operator would round to 28 digits
@@ -161,6 +163,27 @@ def test_a_sum_that_just_fits_is_held(tables: dict[str, list[Row]]) -> None:
     assert day == (with_fraction, 3)
     (month,) = totals(tables["platform_usage_monthly"], "automation_run", "month").values()
     assert month == (with_fraction, 3)
+
+
+@pytest.mark.parametrize("reads", ["postgres", "duckdb"])
+def test_a_page_adds_up_what_a_table_cannot_hold(
+    rolled_up: tuple[Settings, Rollup], reads: str
+) -> None:
+    settings = rolled_up[0].model_copy(update={"web_reads": reads})
+    reader = open_reader(settings)
+    with reader.open() as published:
+        week = figures.state(published).window("week")
+        member = figures.Subject("member", UUID(ADA), UUID(ACME))
+        found = {t.metric_type: t.quantity for t in figures.totals(published, member, week)}
+    reader.close()
+    assert found == {
+        "api_call": NINES,
+        "automation_run": NINES,
+        "storage_used": Decimal("199999999999999999999999999998"),
+        "record_created": None,  # a day of it is unknown
+        "ai_tokens_used": MINUS_NINES,
+        "user_active": NINES,
+    }
 
 
 def test_running_again_changes_nothing_and_reconciles(

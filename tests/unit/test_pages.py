@@ -6,6 +6,8 @@ from decimal import Decimal
 
 import pytest
 
+from usage_pipeline.meters.meter import Meter
+from usage_pipeline.web.figures import Amount, together
 from usage_pipeline.web.pages.base import change, exact, human, percent, plain
 from usage_pipeline.web.pages.overview import sparkline
 
@@ -47,6 +49,31 @@ def test_exact_has_all_digits() -> None:
     assert plain(great) == "12345678901234567890123456789.123456789"
     assert plain(Decimal("1000.500000000")) == "1000.5"
     assert plain(Decimal("0E-9")) == "0"
+
+
+# Events of 29 digits before the point are taken, and Python's own decimals have 28 digits.
+GREATEST = Decimal("99999999999999999999999999999.999999999")
+
+
+def test_great_totals_are_added_up_to_the_last_digit() -> None:
+    meter = Meter("bytes", "storage_used", "sum")
+    quantities = [Decimal("12345678901234567890123456789.123456789"), Decimal("0.000000001")]
+    total = Decimal("12345678901234567890123456789.123456790")
+    assert together(meter, quantities) == total
+    one, other = (Amount(quantity, 1) for quantity in quantities)
+    assert one.plus(other, meter) == Amount(total, 2)
+
+
+def test_the_greatest_numbers_have_words() -> None:
+    said = {
+        percent(GREATEST): "9,999,999,999,999,999,999,999,999,999,999.9 %",
+        change(-GREATEST): "10,000,000,000,000,000,000,000,000,000,000.0 %",
+        human(GREATEST): "100,000,000,000,000,000 T",
+        human(GREATEST, "bytes"): "100,000,000,000,000 PB",
+        change(Decimal("1e38")): "10,000,000,000,000,000,000,000,000,000,000,000,000,000.0 %",
+    }
+    for found, wanted in said.items():
+        assert found.replace("\N{NO-BREAK SPACE}", " ") == wanted
 
 
 def test_nothing_below_a_limit_is_said_to_be_at_it() -> None:

@@ -17,7 +17,7 @@ from usage_pipeline.infra.postgres import connect
 from usage_pipeline.settings import Settings
 
 FINGERPRINT_TIMEOUT = "5min"  # of the grouped query over the look-back window
-EXACT = Context(prec=60)  # more digits than any sum of quantities has
+EXACT = Context(prec=60)  # more digits than sums of quantities have, or ratios of two in percent
 # The greatest number that still rounds to 29 integer digits. NaN and Infinity compare greater.
 _LARGEST_QUANTITY = "99999999999999999999999999999.9999999995"
 FITS = f"quantity > -{_LARGEST_QUANTITY} and quantity < {_LARGEST_QUANTITY}"

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import reduce
 from typing import Any, Literal
 from uuid import UUID
 
 import duckdb
 
+from usage_pipeline.app_db.fingerprints import EXACT
 from usage_pipeline.days import DayRange, next_month
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.infra.database_urls import publish_database_url
@@ -332,7 +334,7 @@ def _total(numbers: Sequence[Number], additive: bool) -> Decimal | None:
     if len(numbers) == len(quantities) == 1:
         return quantities[0]
     if numbers and additive and len(quantities) == len(numbers):
-        return sum(quantities, Decimal())
+        return reduce(EXACT.add, quantities, Decimal())
     return None
 
 

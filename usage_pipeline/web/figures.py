@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import reduce
 from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
+from usage_pipeline.app_db.fingerprints import EXACT
 from usage_pipeline.days import next_month
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.meters.meter import Meter
@@ -226,7 +228,7 @@ def together(meter: Meter, quantities: Sequence[Decimal | None]) -> Decimal | No
     if len(held) < len(quantities):
         return None
     if meter.adds_up:
-        return sum(held, Decimal())
+        return reduce(EXACT.add, held, Decimal())
     if meter.aggregation in ("max", "min") and held:
         return (max if meter.aggregation == "max" else min)(held)
     return held[0] if len(held) == 1 else None
@@ -272,7 +274,7 @@ def _added_totals(published: Published, subject: Subject, period: Period) -> lis
     dated = "usage_date" if period.window else "month"
     rows = published.rows(
         f"""
-        select metric_type, {dated} >= :start as is_now, sum(total_quantity) as added,
+        select metric_type, {dated} >= :start as is_now, {_added("total_quantity")},
             max(total_quantity) as greatest, min(total_quantity) as smallest,
             count(*) as numbers, count(total_quantity) as held, sum(event_count) as event_count
         from {table}
@@ -293,10 +295,21 @@ def _added_totals(published: Published, subject: Subject, period: Period) -> lis
         quantity, previous = (_one(meter, by_side.get(side)) for side in (True, False))
         change = None
         if quantity is not None and previous:
-            change = (quantity - previous) / previous
+            change = EXACT.subtract(quantity, previous) / previous
         events = int(by_side[True]["event_count"]) if True in by_side else 0
         found.append(Total(metric, quantity, events, previous, change))
     return found
+
+
+def _added(quantity: str) -> str:
+    """SQL for two sums that DuckDB holds whatever their number; `_sum` makes one of them."""
+    whole = f"trunc({quantity})"
+    return f"sum({whole}) as {quantity}_whole, sum({quantity} - {whole}) as {quantity}_fraction"
+
+
+def _sum(row: Row, quantity: str) -> Decimal | None:
+    whole, fraction = (row[f"{quantity}_{part}"] for part in ("whole", "fraction"))
+    return None if whole is None else EXACT.add(whole, fraction)
 
 
 def _one(meter: Meter, row: Row | None) -> Decimal | None:
@@ -305,7 +318,7 @@ def _one(meter: Meter, row: Row | None) -> Decimal | None:
     if row["held"] < row["numbers"]:
         return None
     if meter.adds_up or row["numbers"] == 1:
-        return Decimal(row["added"])
+        return _sum(row, "total_quantity")
     extreme = {"max": "greatest", "min": "smallest"}.get(meter.aggregation)
     return row[extreme] if extreme else None
 
@@ -455,11 +468,11 @@ def restatements(published: Published, subject: Subject, period: Period) -> list
     """Numbers of the period that changed after they were published, added up by day, metric and
     publish: the newest first. Of the platform, by metric and publish."""
     day = "min(usage_date)" if subject.scope == "platform" else "usage_date"
-    return published.rows(
+    rows = published.rows(
         f"""
         select {day} as usage_date, max(usage_date) as last_date, metric_type, restated_at, cause,
-            run_id, count(*) as numbers, sum(old_quantity) as old_quantity,
-            sum(new_quantity) as new_quantity, sum(old_event_count) as old_event_count,
+            run_id, count(*) as numbers, {_added("old_quantity")}, {_added("new_quantity")},
+            sum(old_event_count) as old_event_count,
             sum(new_event_count) as new_event_count
         from usage_restatements
         where {subject.whose} and usage_date >= :start and usage_date < :end
@@ -472,6 +485,8 @@ def restatements(published: Published, subject: Subject, period: Period) -> list
         end=period.end,
         **subject.ids,
     )
+    quantities = ("old_quantity", "new_quantity")
+    return [{**row, **{name: _sum(row, name) for name in quantities}} for row in rows]
 
 
 def breakdowns(

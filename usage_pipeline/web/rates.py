@@ -21,6 +21,7 @@ class Rate:
 SERVICE = Rate(200, 400)
 PERSON = Rate(20, 60)
 STRANGER = Rate(5, 30)  # an address, each time that it does not prove who it is
+HEAVY = Rate(2, 6)  # exports, and explanations, which take a second of a processor
 
 
 class Rates:

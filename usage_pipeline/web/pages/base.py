@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.templating import Jinja2Templates
 
+from usage_pipeline.app_db.fingerprints import EXACT
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.web.identity import Identity
 from usage_pipeline.web.pages import PAGES_DIR
+from usage_pipeline.web.rates import HEAVY
 from usage_pipeline.web.state import Web
 
 _templates = Jinja2Templates(directory=PAGES_DIR / "templates")
@@ -58,10 +60,10 @@ def human(value: Decimal | int | None, unit: str = "") -> str:
     scales = _BYTES if unit == "bytes" else _LARGE if abs(number) >= 100_000 else ()
     for size, name in scales:
         if abs(number) >= size or size == 1:
-            scaled = number / size
+            scaled = EXACT.divide(number, size)
             digits = Decimal(1).scaleb(-max(0, 2 - max(0, scaled.adjusted())))
-            return f"{exact(scaled.quantize(digits, ROUND_HALF_UP))}{_SPACE}{name}"
-    return exact(number.quantize(Decimal("0.01"), ROUND_HALF_UP))
+            return f"{exact(scaled.quantize(digits, ROUND_HALF_UP, EXACT))}{_SPACE}{name}"
+    return exact(number.quantize(Decimal("0.01"), ROUND_HALF_UP, EXACT))
 
 
 def percent(value: Decimal | None, digits: int = 1) -> str:
@@ -69,12 +71,13 @@ def percent(value: Decimal | None, digits: int = 1) -> str:
     if value is None:
         return NONE
     step = Decimal(1).scaleb(-digits)
-    return f"{(value * 100).quantize(step, ROUND_DOWN):,f}{_SPACE}%"
+    return f"{value.scaleb(2, EXACT).quantize(step, ROUND_DOWN, EXACT):,f}{_SPACE}%"
 
 
 def change(value: Decimal) -> str:
     """How much more or less, without its sign."""
-    return f"{abs(value * 100).quantize(Decimal('0.1'), ROUND_HALF_UP):,f}{_SPACE}%"
+    hundredths = value.copy_abs().scaleb(2, EXACT)
+    return f"{hundredths.quantize(Decimal('0.1'), ROUND_HALF_UP, EXACT):,f}{_SPACE}%"
 
 
 def day(value: date) -> str:
@@ -145,6 +148,16 @@ def _signed_in(request: Request) -> Identity:
 
 
 SignedIn = Annotated[Identity, Depends(_signed_in)]
+
+
+def require_patience(web: Web, identity: Identity, what: str) -> None:
+    """That somebody does not ask too often for what costs much.
+
+    Raises:
+        HTTPException: they do.
+    """
+    if web.rates.take(f"{what} {identity.user_id or identity.via}", HEAVY):
+        raise HTTPException(HTTPStatus.TOO_MANY_REQUESTS, "Wait a moment, and ask again.")
 
 
 def not_there() -> HTTPException:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import reduce
 from typing import Annotated
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from usage_pipeline.alerts import limits as alerts
 from usage_pipeline.alerts import outbox
+from usage_pipeline.app_db.fingerprints import EXACT
 from usage_pipeline.days import next_month
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.web import figures
@@ -128,7 +130,7 @@ def _shares(
         held = [each.quantity for each in found if each.quantity is not None]
         rest = None
         if meter.adds_up and whole.quantity is not None and len(held) == len(found):
-            rest = whole.quantity - sum(held, Decimal())
+            rest = EXACT.subtract(whole.quantity, reduce(EXACT.add, held, Decimal()))
         found.append(Share(None, rest, events, share(rest)))
     return found
 

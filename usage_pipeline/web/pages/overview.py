@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
+from usage_pipeline.app_db.fingerprints import EXACT
 from usage_pipeline.days import next_month
 from usage_pipeline.meters.meter import Meter
 from usage_pipeline.web import figures
@@ -219,4 +220,4 @@ def _said(quantity: Decimal, meter: Meter) -> str:
 
 
 def _rounded(quantity: Decimal) -> str:
-    return exact(quantity.quantize(Decimal("0.1")))
+    return exact(quantity.quantize(Decimal("0.1"), context=EXACT))
