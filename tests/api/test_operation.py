@@ -7,7 +7,10 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import anyio
+import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.parser import text_string_to_metric_families
 from served import (
     ADMIN,
@@ -19,6 +22,7 @@ from served import (
     ServedFactory,
     bearer,
     by_token,
+    token_of,
 )
 from starlette.testclient import TestClient
 
@@ -150,6 +154,19 @@ def test_it_lives_and_is_ready_with_the_age_of_what_it_shows(served: Served) -> 
             assert 0 <= ready["age_seconds"] < 3600
 
 
+def test_it_lives_while_all_its_threads_are_taken(served: Served) -> None:
+    async def ask() -> int:
+        limiter = current_default_thread_limiter()
+        for _ in range(int(limiter.total_tokens)):
+            limiter.acquire_on_behalf_of_nowait(object())
+        transport = httpx.ASGITransport(served.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            with anyio.fail_after(20):
+                return (await client.get("/healthz")).status_code
+
+    assert anyio.run(ask) == 200
+
+
 def test_it_lives_but_is_not_ready_without_its_databases(serve: ServedFactory) -> None:
     for away in (
         {"USAGE_WEB_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/app"},
@@ -218,6 +235,20 @@ def test_buckets_of_whom_nobody_hears_are_forgotten() -> None:
     for caller in range(20_000):
         rates.take(str(caller), PERSON)
     assert len(rates._left) == 10_000
+
+
+def test_what_costs_much_is_had_less_often(serve: ServedFactory) -> None:
+    served = serve()
+    app = served.app
+    app.state.web = replace(app.state.web, rates=Rates(clock=lambda: 0.0))
+    why, files = "/why?metric=api_call&month=2025-04", "/usage/events.csv?month=2025-04"
+    with served.client() as client:
+        client.post("/sign-in/token", data={"token": token_of(MEMBER)})
+        assert [client.get(why).status_code for _ in range(7)] == [200] * 6 + [429]
+        assert [client.get(files).status_code for _ in range(6)] == [200] * 6
+        answer = client.get("/api/usage/export?month=2025-04", headers=by_token(MEMBER))
+        assert answer.status_code == 429, "by whichever way"
+        assert client.get("/usage").status_code == 200
 
 
 def test_who_asks_too_much_waits_and_others_do_not(serve: ServedFactory) -> None:

@@ -44,8 +44,8 @@ class Ready(BaseModel):
     response_model=Alive,
     responses={200: {"content": {"application/json": {"example": {"status": "alive"}}}}},
 )
-def healthz() -> Response:
-    """Whether the process lives. Asks no database."""
+async def healthz() -> Response:
+    """Whether the process lives. Asks no database, and waits for no thread that others have."""
     return JSONResponse({"status": "alive"})
 
 

@@ -16,7 +16,14 @@ from usage_pipeline.serving.exports import stream_events
 from usage_pipeline.web import figures
 from usage_pipeline.web.figures import Period, State, Subject
 from usage_pipeline.web.identity import MANAGERS, Identity
-from usage_pipeline.web.pages.base import SignedIn, not_there, plain, render, unchanged
+from usage_pipeline.web.pages.base import (
+    SignedIn,
+    not_there,
+    plain,
+    render,
+    require_patience,
+    unchanged,
+)
 from usage_pipeline.web.pages.charts import chart_script_address
 from usage_pipeline.web.pages.downloads import MEDIA_TYPE, csv_file, headers_of
 from usage_pipeline.web.pages.overview import overview
@@ -170,6 +177,7 @@ def events_file(web: FromWeb, identity: SignedIn, month: str | None = None) -> R
         raise not_there()
     with web.reader.open() as published:
         first: date = month_of(figures.state(published), month)
+    require_patience(web, identity, "export")
     try:
         lines = stream_events(web.settings, first, user_id=identity.user_id)
     except UsagePipelineError as error:

@@ -11,7 +11,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.web import figures
 from usage_pipeline.web.figures import Subject
 from usage_pipeline.web.identity import Identity
-from usage_pipeline.web.pages.base import SignedIn, not_there, render
+from usage_pipeline.web.pages.base import SignedIn, not_there, render, require_patience
 from usage_pipeline.web.pages.subjects import choices, managed, month_of
 from usage_pipeline.web.state import FromWeb, Told, Web
 
@@ -33,6 +33,7 @@ def why(
     with web.reader.open() as published:
         state = figures.state(published)
         when = month_of(state, month)
+    require_patience(web, identity, "why")
     told: Told = []
     problem = ""
     try:
