@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from prometheus_client.parser import text_string_to_metric_families
 from served import (
     ADMIN,
@@ -155,7 +156,7 @@ def test_it_lives_and_is_ready_with_the_age_of_what_it_shows(served: Served) -> 
 
 def test_it_lives_while_all_its_threads_are_taken(served: Served) -> None:
     async def ask() -> int:
-        limiter = anyio.to_thread.current_default_thread_limiter()
+        limiter = current_default_thread_limiter()
         for _ in range(int(limiter.total_tokens)):
             limiter.acquire_on_behalf_of_nowait(object())
         transport = httpx.ASGITransport(served.app)

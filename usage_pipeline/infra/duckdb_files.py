@@ -34,7 +34,9 @@ def open_duckdb(
         # temp_directory, and is given the file that was there before.
         with duckdb.connect(":memory:" if read_only else str(path), config=config) as db:
             if read_only:
-                db.execute(f"attach '{quoted(Path(path))}' as opened (read_only); use opened")
+                name = Path(path).stem  # as views in the file say it that dbt made
+                db.execute(f"attach '{quoted(Path(path))}' as \"{name}\" (read_only)")
+                db.execute(f'use "{name}"')
             db.execute("set TimeZone = 'UTC'")
             yield db
 
