@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
 
 from usage_pipeline.meters.meter import Meter
-from usage_pipeline.web.figures import Amount, together
-from usage_pipeline.web.pages.base import change, exact, human, percent, plain
+from usage_pipeline.web.figures import Amount, State, together
+from usage_pipeline.web.pages.base import change, exact, human, percent, plain, share_of_limit
 from usage_pipeline.web.pages.overview import sparkline
 
 
@@ -94,3 +95,22 @@ def test_a_small_line_stays_in_its_box() -> None:
     assert sparkline([Decimal(5), None, Decimal(5)]) == "0.0,2.0 120.0,2.0"
     assert sparkline([Decimal(-10), Decimal(0)]) == "0.0,30.0 120.0,2.0"
     assert sparkline([Decimal(0), Decimal(0)]) == "0.0,30.0 120.0,30.0"
+
+
+def test_a_limit_that_is_almost_reached_is_not_said_to_be() -> None:
+    row = {
+        "used_quantity": Decimal("999999999.9"),
+        "limit_quantity": Decimal(1_000_000_000),
+        "used_ratio": Decimal("1.000000000"),  # as it is published, rounded to nine digits
+    }
+    assert percent(share_of_limit(row)).startswith("99.9")
+    assert share_of_limit({**row, "used_ratio": None}) is None
+
+
+def test_days_that_are_not_landed_are_told_of_the_periods_that_have_them() -> None:
+    first, last = date(2026, 4, 1), date(2026, 5, 31)
+    gap = (date(2026, 4, 30), date(2026, 5, 1))
+    state = State("id", datetime.now(UTC), first, last, (), {}, gap, None)
+    assert state.missing_in(state.month(first)) == [date(2026, 4, 30)]
+    assert state.missing_in(state.window("month")) == []
+    assert state.missing_in(state.window("year")) == [*gap]

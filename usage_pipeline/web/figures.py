@@ -140,6 +140,10 @@ class State:
         """A meter, or the name of one that is measured no more."""
         return self.meters.get(metric) or Meter(metric, metric, "sum")
 
+    def missing_in(self, period: Period) -> list[date]:
+        """Days of a period whose use is in none of its numbers, since they are not landed."""
+        return [day for day in self.missing if period.start <= day < period.end]
+
     def window(self, window: Window) -> Period:
         """The trailing window that ends with the newest day."""
         end, length = self.as_of_date + timedelta(days=1), timedelta(days=WINDOW_DAYS[window])

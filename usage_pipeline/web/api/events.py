@@ -70,6 +70,9 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     },
     **documented(*_REFUSALS),
 }
+# A few events of 29 digits would make totals that nobody can hold, of their organisation and of the
+# platform as well.
+_MOST_BY_TOKEN = Decimal(10**18)
 _ONE = {"$ref": "#/components/schemas/IncomingEvent"}
 _EVENTS_BODY = {
     "requestBody": {
@@ -231,6 +234,8 @@ def _whose(web: Web, caller: Identity, event: IncomingEvent, orgs: dict[UUID, bo
         raise _Rejected(403, "A user's token logs that user's events.")
     if event.quantity < Decimal(0):
         raise _Rejected(403, "Corrections below zero take a service key.")
+    if event.quantity > _MOST_BY_TOKEN:
+        raise _Rejected(403, f"Quantities above {_MOST_BY_TOKEN:,f} take a service key.")
     if event.org_id:
         if event.org_id not in orgs:
             orgs[event.org_id] = web.members.role(caller, event.org_id) is not None

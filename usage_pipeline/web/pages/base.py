@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from functools import cache
@@ -74,6 +75,14 @@ def percent(value: Decimal | None, digits: int = 1) -> str:
     return f"{value.scaleb(2, EXACT).quantize(step, ROUND_DOWN, EXACT):,f}{_SPACE}%"
 
 
+def share_of_limit(row: Mapping[str, Any]) -> Decimal | None:
+    """The used share of a limit, of more digits than `used_ratio` has, which is rounded to nine: so
+    the status and the percentage agree."""
+    if row["used_ratio"] is None:
+        return None
+    return EXACT.divide(row["used_quantity"], row["limit_quantity"])
+
+
 def change(value: Decimal) -> str:
     """How much more or less, without its sign."""
     hundredths = value.copy_abs().scaleb(2, EXACT)
@@ -114,6 +123,7 @@ _templates.env.filters.update(
     moment=moment,
     month=month,
     percent=percent,
+    share_of_limit=share_of_limit,
     short_day=short_day,
     title_of=title,
     unit_of=unit,
