@@ -98,7 +98,7 @@ SERVED_TABLES = (
         key=("usage_date", *_PERSON, "metric_type", "restated_at"),
         nullable=_PERSON,
         dated="usage_date",
-        indexes=(("restated_at",), ("user_id", "usage_date"), ("org_id", "usage_date")),
+        indexes=(("restated_at",), ("user_id", "usage_date")),
         model=False,
         description=(
             "The ledger, one row per later change of a published number: old and new quantity and "
