@@ -19,7 +19,7 @@ from support import AppDatabase
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
-from usage_pipeline.web.sign_in.service_keys import Scope, ServiceKeys
+from usage_pipeline.web.credentials.service_keys import Scope, ServiceKeys
 
 ACME = UUID("00000000-0000-4000-8000-0000000000ac")
 OTHER_ORG = UUID("00000000-0000-4000-8000-0000000000ff")

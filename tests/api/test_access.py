@@ -31,8 +31,8 @@ from served import (
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from usage_pipeline.web.credentials.service_keys import Scope, ServiceKeys
 from usage_pipeline.web.identity import Identity
-from usage_pipeline.web.sign_in.service_keys import Scope, ServiceKeys
 
 AS_ADMIN = {"app_metadata": {"role": "admin"}}
 EVENT = {"id": "e0000000-0000-4000-8000-000000000001", "event_type": "api_call"}

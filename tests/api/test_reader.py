@@ -84,6 +84,8 @@ def test_the_role_of_readers_suffices(serve: ServedFactory, served: Served) -> N
             assert client.get(path, headers=headers_of(who)).status_code == 200, path
         client.post("/sign-in/token", data={"token": token_of(MEMBER)})
         assert client.get("/usage").status_code == 200
+    with outbox.opened(served.settings):  # the tables are there from the first message on
+        pass
     dashboard = AppDatabase(url)
     assert dashboard.query("select count(*) from usage.usage_alerts")
     for table in (*outbox.TABLES, "users", "usage_events"):

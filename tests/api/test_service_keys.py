@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from usage_pipeline.cli.main import app
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
-from usage_pipeline.web.sign_in.service_keys import ServiceKeys
+from usage_pipeline.web.credentials.service_keys import ServiceKeys
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 from served import ADMIN, JWT_SECRET, MEMBER, token_of
 
 from usage_pipeline.errors import UsagePipelineError
-from usage_pipeline.web.sign_in.claims import has_claim
-from usage_pipeline.web.sign_in.tokens import BadToken, PublishedKeys, Tokens
+from usage_pipeline.web.credentials.claims import has_claim
+from usage_pipeline.web.credentials.tokens import BadToken, PublishedKeys, Tokens
 
 RSA, OTHER_RSA = (RSAKey.generate_key(2048, {"kid": kid}) for kid in ("rsa", "other"))
 EC = ECKey.generate_key("P-256", {"kid": "ec"})

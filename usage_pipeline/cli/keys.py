@@ -9,7 +9,7 @@ import typer
 
 from usage_pipeline.cli.options import valid_settings
 from usage_pipeline.cli.show import out
-from usage_pipeline.web.sign_in.service_keys import Scope, ServiceKey, ServiceKeys
+from usage_pipeline.web.credentials.service_keys import Scope, ServiceKey, ServiceKeys
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY", help="Its id, as listed.")]
 

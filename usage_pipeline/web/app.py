@@ -19,6 +19,9 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
 from usage_pipeline.web.api import admin, cron, events, health, portal_links, usage
 from usage_pipeline.web.api.problems import ProblemDetails, problem
+from usage_pipeline.web.credentials.portal_links import PortalLinks
+from usage_pipeline.web.credentials.service_keys import ServiceKeys
+from usage_pipeline.web.credentials.tokens import Tokens
 from usage_pipeline.web.guard import API, Guard
 from usage_pipeline.web.identity import Members
 from usage_pipeline.web.ingestion import IncomingEvent, IncomingTokens, Ingestion, takes_events
@@ -30,9 +33,6 @@ from usage_pipeline.web.rates import Rates
 from usage_pipeline.web.reader import open_reader
 from usage_pipeline.web.session import Sessions, web_secret
 from usage_pipeline.web.sign_in import browser, development, oidc, portal
-from usage_pipeline.web.sign_in.portal import PortalLinks
-from usage_pipeline.web.sign_in.service_keys import ServiceKeys
-from usage_pipeline.web.sign_in.tokens import Tokens
 from usage_pipeline.web.state import Actions, Web
 
 

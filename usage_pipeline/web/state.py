@@ -6,23 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Request
 
 from usage_pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    from usage_pipeline.web.identity import Members
-    from usage_pipeline.web.ingestion import Ingestion
-    from usage_pipeline.web.metrics import Metrics
-    from usage_pipeline.web.rates import Rates
-    from usage_pipeline.web.reader import Reader
-    from usage_pipeline.web.session import Sessions
-    from usage_pipeline.web.sign_in.portal import PortalLinks
-    from usage_pipeline.web.sign_in.service_keys import ServiceKeys
-    from usage_pipeline.web.sign_in.tokens import Tokens
+from usage_pipeline.web.credentials.portal_links import PortalLinks
+from usage_pipeline.web.credentials.service_keys import ServiceKeys
+from usage_pipeline.web.credentials.tokens import Tokens
+from usage_pipeline.web.identity import Members
+from usage_pipeline.web.ingestion import Ingestion
+from usage_pipeline.web.metrics import Metrics
+from usage_pipeline.web.rates import Rates
+from usage_pipeline.web.reader import Reader
+from usage_pipeline.web.session import Sessions
 
 Told = Sequence[tuple[str, Sequence[str]]]
 

@@ -13,10 +13,10 @@ from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from usage_pipeline.web.api.problems import Problem, too_many
+from usage_pipeline.web.credentials.service_keys import PREFIX, Scope
+from usage_pipeline.web.credentials.tokens import BadToken
 from usage_pipeline.web.identity import Identity
 from usage_pipeline.web.rates import PERSON, SERVICE, STRANGER
-from usage_pipeline.web.sign_in.service_keys import PREFIX, Scope
-from usage_pipeline.web.sign_in.tokens import BadToken
 from usage_pipeline.web.state import FromWeb, Web
 
 _bearer = HTTPBearer(

@@ -16,7 +16,7 @@ from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.web.api.answers import plain
 from usage_pipeline.web.api.callers import bearer, refused
 from usage_pipeline.web.api.problems import Problem, documented
-from usage_pipeline.web.sign_in.service_keys import Scope
+from usage_pipeline.web.credentials.service_keys import Scope
 from usage_pipeline.web.state import FromWeb, Web
 from usage_pipeline.web.this_machine import is_this_machine
 

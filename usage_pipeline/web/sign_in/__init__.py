@@ -1,1 +1,1 @@
-"""How people and programs say who they are: one module a way, all of which give an `Identity`."""
+"""How people sign in: the routes of each way, all of which begin the same session."""

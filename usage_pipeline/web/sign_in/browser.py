@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form, HTTPException, Request
 from starlette.responses import RedirectResponse, Response
 
 from usage_pipeline.web import figures
+from usage_pipeline.web.credentials.tokens import BadToken
 from usage_pipeline.web.pages.base import render
 from usage_pipeline.web.session import OwnForm
-from usage_pipeline.web.sign_in.tokens import BadToken
 from usage_pipeline.web.state import FromWeb
 from usage_pipeline.web.this_machine import is_this_machine
 

@@ -18,8 +18,8 @@ from starlette.responses import RedirectResponse, Response
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
+from usage_pipeline.web.credentials.claims import has_claim
 from usage_pipeline.web.identity import Identity
-from usage_pipeline.web.sign_in.claims import has_claim
 from usage_pipeline.web.state import FromWeb
 
 _log = logging.getLogger(__name__)

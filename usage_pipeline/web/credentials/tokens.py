@@ -21,8 +21,8 @@ from joserfc.jws import JWSRegistry
 
 from usage_pipeline.errors import UsagePipelineError
 from usage_pipeline.settings import Settings
+from usage_pipeline.web.credentials.claims import has_claim
 from usage_pipeline.web.identity import Identity
-from usage_pipeline.web.sign_in.claims import has_claim
 
 _log = logging.getLogger(__name__)
 

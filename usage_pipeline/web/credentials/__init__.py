@@ -1,0 +1,1 @@
+"""What proves who asks: tokens of the application, service keys, portal links. No routes."""
